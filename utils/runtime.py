@@ -1,0 +1,31 @@
+"""Where a notebook computes and from which seed: the two choices that every chapter shares."""
+
+import os
+import random
+
+import numpy as np
+import torch
+
+
+def device() -> torch.device:
+    """The device that `WORKBOOK_DEVICE` names: `cpu` (default), `cuda`, or `auto` (cuda where there is one).
+
+    Raises:
+        ValueError: the variable holds another word.
+        RuntimeError: `cuda` is asked for and torch sees none.
+    """
+    name = os.environ.get("WORKBOOK_DEVICE", "cpu")
+    if name not in ("cpu", "cuda", "auto"):
+        raise ValueError(f"WORKBOOK_DEVICE is {name!r}: set it to cpu, cuda or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("WORKBOOK_DEVICE is cuda, but torch sees no GPU: set it to cpu or auto")
+    return torch.device(name)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, numpy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
