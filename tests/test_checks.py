@@ -1,0 +1,71 @@
+"""The checks' own proof: right answers pass, every named mistake is caught with its own sentence."""
+
+import importlib
+import pkgutil
+
+import pytest
+import torch
+
+from utils import checks
+from utils.checks.engine import Chapter
+from utils.checks.hints import read_hints
+
+MODULES = [importlib.import_module(f"utils.checks.{m.name}") for m in pkgutil.iter_modules(checks.__path__)]
+CHAPTERS = [m.chapter for m in MODULES if isinstance(getattr(m, "chapter", None), Chapter)]
+EXERCISES = [(c, e) for c in CHAPTERS for e in c.exercises.values()]
+IDS = [f"{c.name}.{e.name}" for c, e in EXERCISES]
+CONSTANTS = [0, None, "", [], {}, torch.zeros(1)]
+
+
+def numbered(attribute):
+    pairs = [(c, e, i, x) for c, e in EXERCISES for i, x in enumerate(getattr(e, attribute))]
+    ids = [f"{c.name}.{e.name}-{i}" for c, e, i, _ in pairs]
+    return pytest.mark.parametrize("exercise, item", [(e, x) for _, e, _, x in pairs], ids=ids)
+
+
+def constant(value):
+    return lambda *args, **kwargs: value
+
+
+@pytest.mark.parametrize("chapter, exercise", EXERCISES, ids=IDS)
+def test_solution_passes(chapter, exercise):
+    verdict = exercise.verdict(exercise.solution)
+    assert verdict.state == "solved", (verdict.says, verdict.detail)
+
+
+@numbered("right_answers")
+def test_right_answer_passes(exercise, item):
+    verdict = exercise.verdict(item)
+    assert verdict.state == "solved", (verdict.says, verdict.detail)
+
+
+@numbered("mistakes")
+def test_mistake_is_named(exercise, item, mistakes_caught):
+    said = exercise.verdict(exercise.mistakes[item]).says
+    mistakes_caught(said == item)
+    assert said == item
+
+
+@pytest.mark.parametrize("chapter, exercise", EXERCISES, ids=IDS)
+def test_stub_and_constants_are_rejected(chapter, exercise):
+    def stub(*args, **kwargs):
+        raise NotImplementedError
+
+    assert exercise.verdict(stub).state == "unwritten"
+    for value in CONSTANTS:
+        assert exercise.verdict(constant(value)).state == "wrong", value
+
+
+@pytest.mark.parametrize("chapter, exercise", EXERCISES, ids=IDS)
+def test_every_law_can_be_broken(chapter, exercise):
+    for sentence, law in exercise.laws.items():
+        wrong = [*exercise.mistakes.values(), *(constant(value) for value in CONSTANTS)]
+        assert any(not exercise.obeys(law, fn) for fn in wrong), sentence
+
+
+@pytest.mark.parametrize("chapter, exercise", EXERCISES, ids=IDS)
+def test_exercise_is_complete(chapter, exercise):
+    assert len(exercise.mistakes) >= 3
+    assert all(len(sentence) <= 160 for sentence in exercise.mistakes)
+    assert exercise.right_answers, "state one differently written right answer"
+    assert len(read_hints(f"{chapter.module}.{exercise.name}")) == 3

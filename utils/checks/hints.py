@@ -1,0 +1,28 @@
+"""Read an exercise's hints from the chapter's source, where the author wrote them as `<details>` blocks."""
+
+import re
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[2] / "chapters" / "source"
+
+FENCE = re.compile(r'^```python [^\n]*?exercise="([\w.]+)"[^\n]*\n```[ \t]*$', re.M)
+DETAILS = re.compile(r"<details>\s*<summary>(.*?)</summary>(.*?)</details>", re.S)
+NEXT_CODE = re.compile(r"^```python", re.M)
+
+
+def read_hints(target: str, folder: Path = SOURCE) -> list[tuple[str, str]]:
+    """The (title, text) pairs between the exercise `target` ("utils.tokenization.count_pairs") and the next code cell.
+
+    Only `<details>` whose summary starts with "Hint" count.
+    """
+    for path in sorted(folder.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        for fence in FENCE.finditer(text):
+            if fence[1] == target:
+                rest = text[fence.end() :]
+                # A hint may hold code of its own: cut at the first fence outside the <details> blocks.
+                outside = DETAILS.sub(lambda d: " " * len(d[0]), rest)
+                end = NEXT_CODE.search(outside)
+                found = DETAILS.findall(rest[: end.start()] if end else rest)
+                return [(title.strip(), body.strip()) for title, body in found if title.strip().startswith("Hint")]
+    return []

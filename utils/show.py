@@ -1,0 +1,200 @@
+"""Views that the chapters share: the Plotly template, heatmaps, token strips, claims, circuitsvis without a network.
+
+Importing this module sets the template for every Plotly figure: transparent ground and mid-grey text, so that the
+same figure reads well in JupyterLab's light and dark themes.
+"""
+
+import html
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+import plotly.io as pio
+import torch
+from IPython.display import HTML, Markdown, display
+
+GREY = "#808890"
+FAINT = "rgba(128, 136, 144, 0.25)"
+RED, CLEAR, BLUE = "rgb(190, 50, 55)", "rgba(128, 136, 144, 0.10)", "rgb(40, 110, 190)"
+DIVERGING = [[0, RED], [0.5, CLEAR], [1, BLUE]]  # red below, blue above the centre, as is usual in the field
+SEQUENTIAL = [[0, CLEAR], [1, BLUE]]
+# Told apart in both themes and by colour-blind readers (after Okabe and Ito, 2008).
+COLOURS = ["#2b7fc4", "#e07b00", "#00966a", "#c45a9a", "#d0483e", "#8a7a00", "#4aa8d8", "#808890"]
+
+_axis = dict(gridcolor=FAINT, zerolinecolor=FAINT, linecolor=FAINT, automargin=True)
+pio.templates["workbook"] = go.layout.Template(
+    layout=dict(
+        font=dict(color=GREY, size=13),
+        title=dict(x=0.01, xanchor="left", font=dict(size=15)),
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        colorway=COLOURS,
+        colorscale=dict(diverging=DIVERGING, sequential=SEQUENTIAL),
+        xaxis=_axis,
+        yaxis=_axis,
+        margin=dict(l=60, r=30, t=60, b=50),
+        hoverlabel=dict(font=dict(size=13)),
+    )
+)
+pio.templates.default = "workbook"
+pio.renderers.default = "plotly_mimetype"  # data only: the notebook's own plotly draws it, without a network
+
+
+def to_numpy(values) -> np.ndarray:
+    """Any array as numpy; floats as float32, which halves a figure's size in the notebook."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().float().numpy() if values.is_floating_point() else values.detach().cpu().numpy()
+    values = np.asarray(values)
+    return values.astype(np.float32) if values.dtype.kind == "f" else values
+
+
+def heatmap(
+    z,
+    x: Sequence[str] | None = None,
+    y: Sequence[str] | None = None,
+    title: str = "",
+    xaxis: str = "",
+    yaxis: str = "",
+    centre: float | None = 0,
+    colourbar: str = "",
+    zmin: float | None = None,
+    zmax: float | None = None,
+) -> go.Figure:
+    """A matrix as colours, row 0 on top.
+
+    Args:
+        z: the matrix, `(rows, columns)`.
+        x, y: labels of columns and rows; they may repeat, as tokens do.
+        title: the finding, as a sentence.
+        xaxis, yaxis, colourbar: names with units.
+        centre: the value without colour, for signed data; None for data that starts at nothing.
+        zmin, zmax: ends of the colour scale; by default the data's.
+
+    Raises:
+        ValueError: `z` is no matrix, or the labels do not fit it.
+    """
+    z = to_numpy(z)
+    if z.ndim != 2:
+        raise ValueError(f"heatmap draws a matrix; z has shape {list(z.shape)}")
+    for labels, size, name in ((x, z.shape[1], "x"), (y, z.shape[0], "y")):
+        if labels is not None and len(labels) != size:
+            raise ValueError(f"{name} has {len(labels)} labels for {size} entries of z")
+    scale = dict(colorscale=SEQUENTIAL if centre is None else DIVERGING, zmid=centre, zmin=zmin, zmax=zmax)
+    figure = go.Figure(go.Heatmap(z=z, colorbar=dict(title=colourbar, outlinewidth=0), **scale))
+    figure.update_layout(title=title, xaxis_title=xaxis, yaxis_title=yaxis)
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(showgrid=False)
+    if x is not None:
+        figure.update_xaxes(tickvals=list(range(len(x))), ticktext=[visible(t) for t in x])
+    if y is not None:
+        figure.update_yaxes(tickvals=list(range(len(y))), ticktext=[visible(t) for t in y])
+    return figure
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def visible(token: str) -> str:
+    """A token as a reader can see it: spaces as ·, line ends as ↵, tabs as ⇥."""
+    return str(token).replace(" ", "·").replace("\n", "↵").replace("\t", "⇥")
+
+
+def token_strip(tokens: Sequence[str], values=None, title: str = "", limit: float | None = None) -> HTML:
+    """Tokens as a line of boxes, shaded by `values` (blue above zero, red below) where given.
+
+    Static HTML with inline colours only: it shows in a notebook that is not trusted, and where no script runs.
+
+    Args:
+        tokens: the token strings.
+        values: one number a token, or None: then neighbours alternate in shade so that borders are seen.
+        title: a line above.
+        limit: the absolute value with full colour; by default the largest.
+
+    Raises:
+        ValueError: the values are not one a token.
+    """
+    if values is not None:
+        values = to_numpy(values).ravel().tolist()
+        if len(values) != len(tokens):
+            raise ValueError(f"{len(values)} values for {len(tokens)} tokens")
+    largest = limit or max((abs(v) for v in values or [] if v == v), default=0) or 1.0
+    boxes = []
+    for i, token in enumerate(tokens):
+        if values is None:
+            colour, tip = (f"rgba(40, 110, 190, {0.16 + 0.16 * (i % 2):.2f})", f"token {i}")
+        else:
+            rgb = "40, 110, 190" if values[i] >= 0 else "190, 50, 55"
+            strength = min(1.0, abs(values[i]) / largest) if values[i] == values[i] else 0.0
+            colour, tip = (f"rgba({rgb}, {0.75 * strength:.2f})", f"token {i}: {values[i]:.3g}")
+        text = html.escape(visible(token)) or "∅"
+        boxes.append(f'<span title="{tip}" style="background-color: {colour}; padding: 2px 3px">{text}</span>')
+    head = f"<div><strong>{html.escape(title)}</strong></div>" if title else ""
+    return HTML(f'{head}<div style="font-family: monospace; line-height: 1.9">{"".join(boxes)}</div>')
+
+
+# ---------------------------------------------------------------- claims
+
+_claims: list[tuple[str, str, str, str]] = []
+
+
+def claim(what: str, value: float, low: float, high: float, control: str = "") -> None:
+    """Assert that a measured number lies in [low, high], print it, and keep it for the closing table.
+
+    Args:
+        what: what was measured, with its unit.
+        value: the number.
+        low, high: the interval that the chapter's text relies on.
+        control: what the same measurement gives where the effect should be absent.
+
+    Raises:
+        AssertionError: the number lies outside; the chapter's text would be untrue.
+    """
+    value = float(value)
+    row = (what, f"{value:.4g}", f"{low:g} to {high:g}", control)
+    if row not in _claims:
+        _claims[:] = [c for c in _claims if c[0] != what]
+        _claims.append(row)
+    print(f"{what}: {value:.4g}" + (f"   (control: {control})" if control else ""))
+    assert low <= value <= high, f"{what} is {value:.4g}, outside {low:g} to {high:g}: the text here would be untrue"
+
+
+def findings() -> None:
+    """Show the closing table: every claim made so far, its number, its interval and its control."""
+    rows = ["| claim | measured | must lie in | control |", "| --- | --- | --- | --- |"]
+    rows += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in _claims]
+    display(Markdown("\n".join(rows)))
+
+
+# ---------------------------------------------------------------- circuitsvis
+
+LIVE_VIEW = "A live view: run this cell to see it."
+
+
+@cache
+def _load_circuitsvis() -> None:
+    import circuitsvis
+
+    bundle = Path(circuitsvis.__file__).parent / "dist" / "cdn" / "iife.js"
+    script = bundle.read_text(encoding="utf-8").replace("</script>", "")
+    _display_live(f"<script>{script}\nwindow.CircuitsVis = CircuitsVis;</script>")
+
+
+def live(view) -> None:
+    """Display a circuitsvis view without a network; its bundle of 1.3 MB goes into the notebook only once.
+
+    Args:
+        view: what a circuitsvis function returns, for example `circuitsvis.attention.attention_heads(...)`.
+    """
+    _load_circuitsvis()
+    wait = "while (!window.CircuitsVis) await new Promise(r => setTimeout(r, 100)); const \\1 = window.CircuitsVis;"
+    page, found = re.subn(r'import (\{.*?\}) from "https://unpkg\.com/[^"]+";', wait, view.cdn_src)
+    if not found:
+        raise ValueError("this circuitsvis view is not of the known form: its pinned version has changed")
+    _display_live(page)
+
+
+def _display_live(page: str) -> None:
+    display({"text/html": page, "text/plain": LIVE_VIEW}, raw=True)

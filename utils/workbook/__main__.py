@@ -1,0 +1,77 @@
+"""The Makefile's commands: `python -m utils.workbook build|drift|execute|nbval|start|update|progress|lab`."""
+
+import argparse
+import sys
+
+from utils.workbook import WorkbookError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m utils.workbook", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in {
+        "build": "write chapters/ and solutions/ from the sources",
+        "drift": "say where the notebooks differ from the sources",
+        "execute": "run solved notebooks and record their outputs",
+        "nbval": "run solved notebooks and compare with the recorded outputs",
+        "start": "copy the chapters into work/ where no copy stands",
+        "update": "bring the copies in work/ up to date, keeping what was written there",
+        "progress": "show what is solved",
+        "lab": "open JupyterLab in work/",
+    }.items():
+        command = commands.add_parser(name, help=text)
+        if name in ("build", "execute", "nbval", "update"):
+            command.add_argument("chapter", nargs="?", help="number or name; all without it")
+        if name == "lab":
+            command.add_argument("--port", type=int)
+            command.add_argument("--no-browser", action="store_true")
+    args = parser.parse_args()
+    try:
+        return run(args) or 0
+    except WorkbookError as error:
+        print(f"{args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def run(args) -> int | None:
+    # Each command imports what it needs: the checks pull in torch, which takes seconds.
+    if args.command == "build":
+        from utils.workbook.build import build
+
+        written = build(wanted=args.chapter)
+        print(
+            "\n".join(f"wrote {p.parent.name}/{p.name}" for p in written) or "All notebooks are as their sources say."
+        )
+    elif args.command == "drift":
+        from utils.workbook.build import drift
+
+        said = drift()
+        print("\n".join(said) or "All notebooks are as their sources say.")
+        return bool(said)
+    elif args.command == "execute":
+        from utils.workbook.execute import execute
+
+        print("\n".join(execute(args.chapter)))
+    elif args.command == "nbval":
+        from utils.workbook.execute import nbval
+
+        return nbval(args.chapter)
+    elif args.command == "lab":
+        from utils.workbook.lab import lab
+
+        lab(args.port, browser=not args.no_browser)
+    else:
+        from utils.workbook import learner
+
+        if args.command == "start":
+            print("\n".join(learner.start()) or "All chapters stand in work/.")
+        elif args.command == "update":
+            print("\n".join(learner.update(args.chapter)))
+        else:
+            print(learner.progress_table())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""From chapters/source/*.md: chapters/*.ipynb (stubs, no outputs) and solutions/*.ipynb (solved, outputs kept)."""
+
+import ast
+import hashlib
+import importlib
+import inspect
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from utils.workbook import CHAPTERS, SOLUTIONS, SOURCE, WorkbookError, chapter_names
+
+KERNEL = {
+    "kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"},
+    "language_info": {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"},
+}
+LARGEST = 1_000_000  # bytes of a solved notebook: larger ones are slow to open and to review
+TOLERANCES = {"rtol", "atol"}
+
+
+# ---------------------------------------------------------------- code of an exercise
+
+
+def solution_code(target: str) -> str:
+    """Source text of "utils.tokenization.count_pairs".
+
+    Raises:
+        WorkbookError: there is no such module or function.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        return inspect.getsource(getattr(importlib.import_module(module), name)).rstrip() + "\n"
+    except (ImportError, AttributeError, ValueError) as error:
+        raise WorkbookError(
+            f"The exercise {target!r} is unknown ({error}): correct its name in the chapter's source."
+        ) from None
+
+
+def stub_code(code: str, todo: list[str] | None = None, guide: bool = False) -> str:
+    """The part of a solution that a learner starts from: signatures and docstrings, bodies left to write.
+
+    Args:
+        code: source text of one function or class.
+        todo: for a class, the names of the methods to write; None means all but those with double underscores.
+        guide: keep the body's full-line comments as a guide.
+    """
+    node = ast.parse(code).body[0]
+    lines = code.splitlines()
+    if isinstance(node, ast.ClassDef):
+        methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
+        names = todo or [m.name for m in methods if not m.name.startswith("__")]
+        if unknown := set(names) - {m.name for m in methods}:
+            raise WorkbookError(f"The class {node.name} has no method {sorted(unknown)[0]!r}: correct the `todo`.")
+        functions = [m for m in methods if m.name in names]
+    else:
+        functions = [node]
+    for function in reversed(functions):  # from the end, so that earlier line numbers stay true
+        has_docstring = ast.get_docstring(function) is not None
+        first = function.body[0]
+        start = first.end_lineno if has_docstring else first.lineno - 1
+        # Comments right above the first statement belong to the body.
+        while not has_docstring and lines[start - 1].strip().startswith("#"):
+            start -= 1
+        pad = " " * first.col_offset
+        kept = [x for x in lines[start : function.end_lineno] if x.strip().startswith("#")] if guide else []
+        lines[start : function.end_lineno] = [*kept, f"{pad}raise NotImplementedError"]
+    return "\n".join(lines) + "\n"
+
+
+# ---------------------------------------------------------------- one chapter
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _about(cell) -> str:
+    def dots(key):
+        value = cell.metadata.get(key)
+        if not isinstance(value, int) or not 1 <= value <= 5:
+            raise WorkbookError(f"The exercise {cell.metadata['exercise']!r} needs {key}= from 1 to 5 in its source.")
+        return "●" * value + "○" * (5 - value)
+
+    minutes = cell.metadata.get("minutes")
+    if not isinstance(minutes, int):
+        raise WorkbookError(f"The exercise {cell.metadata['exercise']!r} needs minutes= in its source.")
+    return f"*Difficulty {dots('difficulty')} · importance {dots('importance')} · about {minutes} minutes*"
+
+
+def _tolerance(cell) -> dict:
+    own = {k: cell.metadata[k] for k in TOLERANCES if k in cell.metadata}
+    if own and not cell.metadata.get("why"):
+        raise WorkbookError(f'A cell states {own} without a reason: add why="…" to its fence.')
+    return {"tolerance": {**own, "why": cell.metadata["why"]}} if own else {}
+
+
+def chapter_cells(path: Path, solved: bool) -> list:
+    """The cells of one notebook: the text as written, each exercise as [about, code, check]."""
+    cells = []
+    for cell in jupytext.read(path, fmt="md").cells:
+        target = cell.metadata.get("exercise")
+        if cell.cell_type == "markdown":
+            cells.append(new_markdown_cell(cell.source))
+        elif cell.cell_type == "code" and not target:
+            cells.append(new_code_cell(cell.source, metadata=_tolerance(cell)))
+        elif cell.cell_type == "code":
+            if cell.source.strip():
+                raise WorkbookError(f"{path.name}: the exercise cell {target!r} must be empty; its code is in utils/.")
+            name = target.rpartition(".")[2]
+            code = solution_code(target)
+            stub = stub_code(code, cell.metadata.get("todo", "").split() or None, bool(cell.metadata.get("guide")))
+            if ast.dump(ast.parse(stub)) == ast.dump(ast.parse(code)):
+                raise WorkbookError(f"{path.name}: the stub of {target!r} equals its solution.")
+            meta = {"exercise": target}
+            source = (code if solved else stub).rstrip()
+            cells.append(new_markdown_cell(_about(cell), id=f"about-{name}"))
+            cells.append(new_code_cell(source, id=name, metadata=meta))
+            cells.append(new_code_cell(f"{name} = check({name})", id=f"check-{name}"))
+        else:
+            raise WorkbookError(f"{path.name}: a raw cell has no place in a chapter.")
+    return cells
+
+
+def build_chapter(path: Path, solved: bool) -> nbformat.NotebookNode:
+    """The notebook of one source, without outputs.
+
+    Every cell has a stable id: exercises by name, others by content. In the learner's notebook the metadata
+    `workbook` holds the digest of what was delivered, by which `update` knows what a learner has changed.
+    """
+    seen: dict[str, int] = {}
+    cells = chapter_cells(path, solved)
+    for cell in cells:
+        if not cell.id.startswith(("about-", "check-")) and "exercise" not in cell.metadata:
+            name = f"{cell.cell_type}-{digest(cell.source)}"
+            seen[name] = seen.get(name, 0) + 1
+            cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
+        if not solved:
+            cell.metadata["workbook"] = digest(cell.source)
+    if twice := {c.id for c in cells if sum(d.id == c.id for d in cells) > 1}:
+        raise WorkbookError(f"{path.name}: the exercise {sorted(twice)[0]!r} stands twice.")
+    notebook = new_notebook(cells=cells, metadata=nbformat.from_dict(KERNEL))
+    nbformat.validate(notebook)
+    return notebook
+
+
+def with_outputs(new: nbformat.NotebookNode, old: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """`new` with the outputs of the cells that stand unchanged in `old`."""
+    recorded = {c.id: c for c in old.cells if c.cell_type == "code"}
+    for cell in new.cells:
+        before = recorded.get(cell.id)
+        if before and before.source == cell.source:
+            cell.outputs, cell.execution_count = before.outputs, before.execution_count
+    return new
+
+
+# ---------------------------------------------------------------- all chapters
+
+
+def _notebooks(source: Path, chapters: Path, solutions: Path, wanted: str | None):
+    """(file, its text as it should be) for every generated notebook."""
+    for name in chapter_names(wanted, source):
+        yield chapters / f"{name}.ipynb", nbformat.writes(build_chapter(source / f"{name}.md", solved=False)) + "\n"
+        solved = build_chapter(source / f"{name}.md", solved=True)
+        file = solutions / f"{name}.ipynb"
+        if file.exists():
+            solved = with_outputs(solved, read_notebook(file))
+        yield file, nbformat.writes(solved) + "\n"
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """Read a notebook file.
+
+    Raises:
+        WorkbookError: it is missing, not valid JSON, or no notebook.
+    """
+    try:
+        return nbformat.read(path, 4)
+    except FileNotFoundError:
+        raise WorkbookError(f"{path.name} is not there: `make notebooks` generates it.") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        raise WorkbookError(f"{path} is not a readable notebook ({reason}). Nothing was changed.") from None
+
+
+def build(source=SOURCE, chapters=CHAPTERS, solutions=SOLUTIONS, wanted: str | None = None) -> list[Path]:
+    """Write every notebook whose text differs; returns those written."""
+    written = []
+    for file, text in list(_notebooks(source, chapters, solutions, wanted)):
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+            written.append(file)
+    return written
+
+
+def drift(source=SOURCE, chapters=CHAPTERS, solutions=SOLUTIONS) -> list[str]:
+    """What is not as the sources say, one sentence each; empty where all is well."""
+    said = []
+    for file, text in _notebooks(source, chapters, solutions, None):
+        name = f"{file.parent.name}/{file.name}"
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            said.append(f"{name} differs from its source: run `make notebooks`, then `make execute`.")
+    names = set(chapter_names(source=source))
+    for file in [*sorted(chapters.glob("*.ipynb")), *sorted(solutions.glob("*.ipynb"))]:
+        if file.stem not in names:
+            said.append(f"{file.parent.name}/{file.name} has no source chapters/source/{file.stem}.md.")
+    for file in sorted(solutions.glob("*.ipynb")):
+        said += [f"solutions/{file.name}: {s}" for s in recording_faults(read_notebook(file))]
+        if file.stat().st_size > LARGEST:
+            said.append(f"solutions/{file.name} has {file.stat().st_size:,} bytes; at most {LARGEST:,} are allowed.")
+    return said
+
+
+def recording_faults(notebook: nbformat.NotebookNode) -> list[str]:
+    """Cells whose outputs were not recorded since they changed, and recorded errors."""
+    said = []
+    for cell in notebook.cells:
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
+        if cell.execution_count is None:
+            said.append(f"the cell {cell.id} was not executed since it changed: run `make execute`.")
+        if any(o.output_type == "error" for o in cell.outputs):
+            said.append(f"the cell {cell.id} holds an error.")
+    return said
