@@ -21,7 +21,7 @@ NUMBER = re.compile(
     re.I,
 )
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}", re.I)
-DEVICE = re.compile(r",? ?device='?\w+(?::\d+)?'?\)?")
+DEVICE = re.compile(r",? ?device='[\w:]+'|device\(type='\w+'(?:, index=\d+)?\)")
 
 
 def differences(got: list[dict], want: list[dict], rtol: float = RTOL, atol: float = ATOL) -> list[str]:

@@ -72,6 +72,8 @@ def _worth_keeping(output) -> bool:
 
 def nbval(wanted: str | None = None, extra: list[str] = ()) -> int:
     """Run the solved notebooks again and compare with what is recorded; returns pytest's exit code."""
+    if not chapter_names(wanted):
+        raise WorkbookError("There is no chapter to run yet.")
     files = [str(SOLUTIONS / f"{name}.ipynb") for name in chapter_names(wanted)]
     command = [sys.executable, "-m", "pytest", "-p", "utils.workbook.nbval_plugin", "--nbval", "--nbval-current-env"]
     command += [f"--nbval-cell-timeout={CELL_SECONDS}", "-p", "no:cacheprovider", *extra, *files]

@@ -1,0 +1,102 @@
+# The workbook's interface. `make help` lists it. Nothing but Python 3.11 to 3.13 and make is needed beforehand.
+
+ENVIRONMENT := mechanistic-interpretability-workbook
+PYTHON ?= python3
+CHAPTER ?=
+PORT ?=
+BROWSER ?= yes
+MODEL ?=
+
+# Inside our conda environment its Python is used as it is; everywhere else a .venv of our own.
+ifeq ($(CONDA_DEFAULT_ENV),$(ENVIRONMENT))
+PY := python
+STAMP :=
+else
+PY := .venv/bin/python
+STAMP := .venv/.installed
+endif
+
+RUN := $(PY) -m utils.workbook
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
+
+.PHONY: help setup lab start update progress test lint unit drift nbval notebooks execute bench report \
+        models models-smoke models-report clean
+
+help:  ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-22s %s\n", $$1, $$2}'
+
+# ---------------------------------------------------------------- set-up
+
+setup: $(STAMP)  ## make .venv and install everything (all other commands do it where needed)
+
+.venv/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 14) and \
+	    "Python %d.%d does not fit: the workbook needs 3.11 to 3.13. Name one: make PYTHON=python3.12 ..." % v)'
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv || \
+	    { echo "Making .venv failed: is this folder writable, and Python's venv module installed?" >&2; exit 1; }
+	@echo "Installing into .venv; once, for some minutes."
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt || \
+	    { echo "Installing failed (the lines above say why). With a network, the same command goes on." >&2; exit 1; }
+	@touch $@
+
+# ---------------------------------------------------------------- for learners
+
+lab: $(STAMP)  ## open JupyterLab on your copies in work/ (PORT=8888, BROWSER=no)
+	@$(RUN) lab $(if $(PORT),--port $(PORT)) $(if $(filter no,$(BROWSER)),--no-browser)
+
+start: $(STAMP)  ## copy the chapters into work/ where no copy stands
+	@$(RUN) start
+
+update: $(STAMP)  ## bring your copies up to date; your answers and cells are kept (CHAPTER=01)
+	@$(RUN) update $(CHAPTER)
+
+progress: $(STAMP)  ## show which exercises are solved
+	@$(RUN) progress
+
+# ---------------------------------------------------------------- for instructors and CI
+
+test: $(STAMP)  ## everything: lint, generation, unit tests, the checks' proof, all solved notebooks
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory drift
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory nbval
+	@echo "All tests passed."
+
+lint: $(STAMP)  ## ruff
+	@$(PY) -m ruff check && $(PY) -m ruff format --check --quiet utils tests || \
+	    { echo "make lint failed: '$(PY) -m ruff check --fix' and 'ruff format utils tests' mend most of it." >&2; exit 1; }
+
+drift: $(STAMP)  ## are the notebooks as their sources say?
+	@$(RUN) drift || { echo "make drift failed." >&2; exit 1; }
+
+unit: $(STAMP)  ## unit tests and the proof of the checks
+	@$(OFFLINE) $(PY) -m pytest || { echo "make unit failed." >&2; exit 1; }
+
+nbval: $(STAMP)  ## run the solved notebooks and compare every output (CHAPTER=01)
+	@$(RUN) nbval $(CHAPTER) || { echo "make nbval failed: the lines above name cell and value." >&2; exit 1; }
+
+# ---------------------------------------------------------------- for authors
+
+notebooks: $(STAMP)  ## write chapters/ and solutions/ from the sources
+	@$(RUN) build $(CHAPTER)
+
+execute: $(STAMP)  ## run solved notebooks and record their outputs as references (CHAPTER=01)
+	@$(RUN) execute $(CHAPTER)
+
+bench: $(STAMP)  ## benchmarks, each beside what it is measured against
+	@for file in tests/bench_*.py; do echo "== $$file"; $(OFFLINE) $(PY) $$file || exit 1; done
+
+report: $(STAMP)  ## our measured figures beside the papers'
+	@for file in tests/report_*.py; do echo "== $$file"; $(OFFLINE) $(PY) $$file || exit 1; done
+
+models: $(STAMP)  ## retrain the shipped models, resumable (MODEL=pico-attn-2l)
+	@$(PY) -m utils.training train $(MODEL)
+
+models-smoke: $(STAMP)  ## train a minute-sized version and prove that the loss falls and resuming works
+	@$(PY) -m utils.training smoke
+
+models-report: $(STAMP)  ## measure the shipped models and write their cards
+	@$(PY) -m utils.training report
+
+clean:  ## remove .venv and caches; your work/ stays
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

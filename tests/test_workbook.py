@@ -1,0 +1,341 @@
+"""Build, drift, start, update and progress on a small course; bad input to each."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from utils import workbook
+from utils.checks import progress
+from utils.workbook import ROOT, WorkbookError, chapter_names, learner
+from utils.workbook.build import build, build_chapter, drift, read_notebook, solution_code, stub_code
+from utils.workbook.learner import merge
+
+SOURCE = """# 01 · Sample
+
+Some text.
+
+```python
+x = 1
+```
+
+### Exercise
+
+```python exercise="utils.runtime.device" difficulty=2 importance=3 minutes=5
+```
+
+More text.
+
+```python
+print(x)
+```
+
+```python rtol=0.1 why="an example"
+print(x / 3)
+```
+"""
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    """A course of one chapter in an empty folder: (source, chapters, solutions, work)."""
+    folders = [tmp_path / n for n in ("source", "chapters", "solutions", "work")]
+    folders[0].mkdir()
+    (folders[0] / "01_sample.md").write_text(SOURCE)
+    monkeypatch.setattr(workbook, "SOURCE", folders[0])
+    build(*folders[:3])
+    return folders
+
+
+def cell(notebook, id):
+    return next(c for c in notebook.cells if c.id == id)
+
+
+# ---------------------------------------------------------------- build
+
+
+def test_learner_and_solved_notebook(course):
+    source, chapters, solutions, _ = course
+    mine, solved = (nbformat.read(d / "01_sample.ipynb", 4) for d in (chapters, solutions))
+    for notebook in (mine, solved):
+        nbformat.validate(notebook)
+        assert [c.id for c in notebook.cells][4:6] == ["device", "check-device"]
+        assert "●●○○○" in cell(notebook, "about-device").source
+        assert cell(notebook, "check-device").source == "device = check(device)"
+    assert cell(solved, "device").source == solution_code("utils.runtime.device").rstrip()
+    stub = cell(mine, "device").source
+    assert stub.startswith("def device() -> torch.device:") and stub.endswith("raise NotImplementedError")
+    assert "Raises:" in stub and "os.environ" not in stub
+    assert solved.cells[-1].metadata.tolerance == {"rtol": 0.1, "why": "an example"}
+
+
+def test_second_build_writes_nothing(course):
+    assert build(*course[:3]) == []
+
+
+def test_changed_word_keeps_other_cells_and_outputs(course):
+    source, chapters, solutions, _ = course
+    path = solutions / "01_sample.ipynb"
+    solved = nbformat.read(path, 4)
+    before = [c.id for c in solved.cells]
+    for c in solved.cells:
+        if c.cell_type == "code":
+            c.execution_count, c.outputs = 1, [nbformat.v4.new_output("stream", text="1\n")]
+    path.write_text(nbformat.writes(solved) + "\n")
+    (source / "01_sample.md").write_text(SOURCE.replace("Some text", "Other text").replace("x = 1", "x = 2"))
+    assert len(build(source, chapters, solutions)) == 2
+    after = nbformat.read(path, 4)
+    assert sum(a != b for a, b in zip(before, [c.id for c in after.cells], strict=True)) == 2
+    ran = {c.source: c.execution_count for c in after.cells if c.cell_type == "code"}
+    assert ran["x = 2"] is None and ran["print(x)"] == 1
+    assert "was not executed since it changed" in " ".join(drift(source, chapters, solutions))
+
+
+def test_drift_names_what_is_wrong(course):
+    source, chapters, solutions, _ = course
+    (chapters / "02_lost.ipynb").write_text((chapters / "01_sample.ipynb").read_text())
+    text = (chapters / "01_sample.ipynb").read_text()
+    (chapters / "01_sample.ipynb").write_text(text.replace("Some text", "Edited by hand"))
+    said = "\n".join(drift(source, chapters, solutions))
+    assert "chapters/01_sample.ipynb differs from its source" in said
+    assert "chapters/02_lost.ipynb has no source" in said
+
+
+@pytest.mark.parametrize(
+    "old, new, sentence",
+    [
+        ("utils.runtime.device", "utils.runtime.nothing", "'utils.runtime.nothing' is unknown"),
+        ("utils.runtime.device", "utils.no_module.f", "'utils.no_module.f' is unknown"),
+        ("difficulty=2", "difficulty=6", "difficulty= from 1 to 5"),
+        ("minutes=5", "", "needs minutes="),
+        ('why="an example"', "", "without a reason"),
+        ("minutes=5\n", "minutes=5\ndef device(): pass\n", "must be empty"),
+        ("More text.", '```python exercise="utils.runtime.device" difficulty=1 importance=1 minutes=1\n```', "twice"),
+    ],
+)
+def test_bad_source_is_named_and_nothing_written(course, old, new, sentence):
+    source, chapters, solutions, _ = course
+    before = (chapters / "01_sample.ipynb").read_text()
+    (source / "01_sample.md").write_text(SOURCE.replace(old, new))
+    with pytest.raises(WorkbookError, match=sentence):
+        build(source, chapters, solutions)
+    assert (chapters / "01_sample.ipynb").read_text() == before
+
+
+CLASS = '''class Box:
+    """A box."""
+
+    def __init__(self, side: float):
+        self.side = side
+
+    def area(self) -> float:
+        """Its area."""
+        # the sides are equal
+        return self.side**2
+
+    @property
+    def edge(self) -> float:
+        # one of four
+        return self.side
+'''
+
+
+def test_stub_of_a_class():
+    stub = stub_code(CLASS)
+    assert "self.side = side" in stub and stub.count("raise NotImplementedError") == 2
+    assert "# the sides" not in stub and "# one of four" not in stub and '"""Its area."""' in stub
+    assert stub_code(CLASS, todo=["__init__"]).count("raise NotImplementedError") == 1
+    assert "# the sides are equal" in stub_code(CLASS, guide=True)
+    with pytest.raises(WorkbookError, match="no method 'volume'"):
+        stub_code(CLASS, todo=["volume"])
+
+
+def test_chapter_names(course):
+    for wanted in ("01_sample", "01", "1", "sample", "chapters/01_sample.ipynb", None):
+        assert chapter_names(wanted) == ["01_sample"]
+    with pytest.raises(WorkbookError, match="There is no chapter 'foo'. The chapters are: 01_sample."):
+        chapter_names("foo")
+
+
+def test_all_shipped_notebooks_are_as_their_sources_say():
+    assert drift() == []
+
+
+# ---------------------------------------------------------------- start, update, progress
+
+
+@pytest.fixture
+def work(course):
+    learner.start(course[1], course[3])
+    return course[3]
+
+
+def edit(path, change):
+    notebook = nbformat.read(path, 4)
+    change(notebook)
+    nbformat.write(notebook, path)
+
+
+def answer(notebook):
+    """What a learner does: answers, changes a cell, adds one, and copies one."""
+    cell(notebook, "device").source = "def device():\n    return 'mine'"
+    cell(notebook, "device").outputs = [nbformat.v4.new_output("stream", text="out\n")]
+    example = next(c for c in notebook.cells if c.source == "print(x)")
+    example.source = "print(x)  # tried"
+    index = [c.id for c in notebook.cells].index("check-device")
+    notebook.cells.insert(index + 1, nbformat.v4.new_code_cell("my_own = 1"))
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell("my notes"))
+
+
+def test_start_never_overwrites(course, work):
+    edit(work / "01_sample.ipynb", answer)
+    before = (work / "01_sample.ipynb").read_text()
+    assert learner.start(course[1], work) == []
+    assert (work / "01_sample.ipynb").read_text() == before
+
+
+def test_update_keeps_everything_a_learner_wrote(course, work):
+    source, chapters, solutions, _ = course
+    copy = work / "01_sample.ipynb"
+    edit(copy, answer)
+    before = copy.read_text()
+    changed = SOURCE.replace("Some text", "Better text").replace("print(x)", "print('new', x)")
+    (source / "01_sample.md").write_text(changed)
+    build(source, chapters, solutions)
+    assert "newer version" in learner.start(chapters, work)[0]
+    said = learner.update(chapters=chapters, work=work)
+    assert "updated" in said[0]
+    sources = [c.source for c in nbformat.read(copy, 4).cells]
+    text = "\n".join(sources)
+    for kept in ("return 'mine'", "print(x)  # tried", "my_own = 1", "my notes", "Better text", "print('new', x)"):
+        assert text.count(kept) == 1, kept
+    assert "Some text" not in text and "print(x)" not in sources
+    assert sources[0] == "my notes"
+    assert sources.index("my_own = 1") == sources.index("device = check(device)") + 1
+    assert cell(nbformat.read(copy, 4), "device").outputs
+    (backup,) = (work / "backup").glob("*.ipynb")
+    assert backup.read_text() == before
+    assert "up to date" in learner.update(chapters=chapters, work=work)[0]
+
+
+def test_update_announces_a_changed_task(course, work):
+    new = nbformat.read(course[1] / "01_sample.ipynb", 4)
+    mine = nbformat.read(work / "01_sample.ipynb", 4)
+    answer(mine)
+    cell(new, "device").source += "  # another stub"
+    cell(new, "device").metadata["workbook"] = "0000000000"
+    merged, notes = merge(new, mine)
+    assert notes == ["device: the task has changed; your answer is kept, the new one is in chapters/."]
+    assert "mine" in cell(merged, "device").source
+
+
+def test_update_keeps_an_answer_whose_exercise_is_gone(course, work):
+    new = nbformat.read(course[1] / "01_sample.ipynb", 4)
+    new.cells = [c for c in new.cells if "device" not in c.id]
+    mine = nbformat.read(work / "01_sample.ipynb", 4)
+    answer(mine)
+    merged, notes = merge(new, mine)
+    assert "no longer in the chapter" in notes[0]
+    assert any("return 'mine'" in c.source for c in merged.cells)
+
+
+def test_update_takes_a_new_stub_where_nothing_was_written(course, work):
+    new = nbformat.read(course[1] / "01_sample.ipynb", 4)
+    cell(new, "device").source += "  # another stub"
+    cell(new, "device").metadata["workbook"] = "0000000000"
+    merged, notes = merge(new, nbformat.read(work / "01_sample.ipynb", 4))
+    assert notes == [] and "another stub" in cell(merged, "device").source
+
+
+@pytest.mark.parametrize("damage", ["{", "", '{"cells": 3}', "\x80"])
+def test_update_leaves_a_damaged_copy_alone(course, work, damage):
+    copy = work / "01_sample.ipynb"
+    copy.write_text(damage)
+    with pytest.raises(WorkbookError, match="not a readable notebook"):
+        learner.update(chapters=course[1], work=work)
+    assert copy.read_text() == damage
+    assert learner.start(course[1], work) == []
+
+
+def test_work_that_is_no_folder(course):
+    course[3].write_text("")
+    with pytest.raises(WorkbookError, match="can't be written"):
+        learner.start(course[1], course[3])
+
+
+def test_progress_table(course, work):
+    progress.record("sample", "device", "solved", work)
+    table = learner.progress_table(course[1], work)
+    assert "01_sample" in table and "1 of 1" in table
+    progress.progress_file(work).write_text("{")
+    assert "0 of 1" in learner.progress_table(course[1], work)
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def run(*args, **env):
+    return subprocess.run(args, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **env})
+
+
+def test_unknown_chapter_and_command():
+    for command in ("build", "execute", "nbval", "update"):
+        done = run(sys.executable, "-m", "utils.workbook", command, "no_such_chapter")
+        assert done.returncode == 1
+        assert "There is no chapter 'no_such_chapter'" in done.stderr and "Traceback" not in done.stderr
+    assert run(sys.executable, "-m", "utils.workbook", "dance").returncode == 2
+
+
+def test_port_taken():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        code = f"from utils.workbook import lab; lab.start = lambda: []; lab.lab({port}, browser=False)"
+        done = run(sys.executable, "-c", code)
+        assert done.returncode == 1 and f"Port {port} is taken" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_set_up_with_an_unfit_python_and_without_a_network(tmp_path):
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    old = tmp_path / "old_python"
+    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, 10); $(echo "$2")"\n')
+    old.chmod(0o755)
+    env = {**os.environ, "CONDA_DEFAULT_ENV": ""}
+    make = ["make", "-C", str(tmp_path), "setup"]
+    done = subprocess.run([*make, f"PYTHON={old}"], capture_output=True, text=True, env=env)
+    assert done.returncode and "Python 3.10 does not fit: the workbook needs 3.11 to 3.13" in done.stderr
+    assert not (tmp_path / ".venv").exists()
+    closed = {**env, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
+    done = subprocess.run([*make, f"PYTHON={sys.executable}"], capture_output=True, text=True, env=closed)
+    assert done.returncode and "Installing failed" in done.stderr
+    assert not (tmp_path / ".venv" / ".installed").exists()
+
+
+def test_read_notebook_of_nothing(tmp_path):
+    with pytest.raises(WorkbookError, match="is not there"):
+        read_notebook(tmp_path / "none.ipynb")
+
+
+def test_environment_states_nothing_twice():
+    assert "-r requirements.txt" in (ROOT / "environment.yml").read_text()
+    pins = [x for x in (ROOT / "requirements.txt").read_text().splitlines() if x and not x.startswith(("#", "-"))]
+    assert pins and all("==" in pin for pin in pins)
+
+
+def test_learner_notebooks_carry_no_outputs():
+    for path in Path(ROOT / "chapters").glob("*.ipynb"):
+        notebook = json.loads(path.read_text())
+        assert not any(c.get("outputs") for c in notebook["cells"]), path.name
+
+
+def test_build_chapter_is_deterministic(course):
+    path = course[0] / "01_sample.md"
+    assert nbformat.writes(build_chapter(path, True)) == nbformat.writes(build_chapter(path, True))
