@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-WORK = ROOT / "work"
+# Another folder for the learner's copies, for example on a larger disk, is named by WORKBOOK_WORK.
+WORK = Path(os.environ.get("WORKBOOK_WORK") or ROOT / "work")
 
 
 def progress_file(folder: Path = WORK) -> Path:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 SOURCE = ROOT / "chapters" / "source"
 CHAPTERS = ROOT / "chapters"
 SOLUTIONS = ROOT / "solutions"

@@ -10,7 +10,7 @@ import jupytext
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from utils.workbook import CHAPTERS, SOLUTIONS, SOURCE, WorkbookError, chapter_names
+from utils.workbook import CHAPTERS, README, SOLUTIONS, SOURCE, WorkbookError, chapter_names
 
 KERNEL = {
     "kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"},
@@ -158,6 +158,20 @@ def with_outputs(new: nbformat.NotebookNode, old: nbformat.NotebookNode) -> nbfo
 # ---------------------------------------------------------------- all chapters
 
 
+def readme_with_table(readme: Path, source: Path) -> str:
+    """The README with its table of chapters, between the two marker comments, made anew from the sources."""
+    rows = ["| chapter | exercises | minutes to write them | solved |", "| --- | --- | --- | --- |"]
+    for name in chapter_names(source=source):
+        cells = jupytext.read(source / f"{name}.md", fmt="md").cells
+        title = next((x[2:] for c in cells for x in c.source.splitlines() if x.startswith("# ")), name)
+        minutes = [c.metadata.get("minutes", 0) for c in cells if c.metadata.get("exercise")]
+        links = f"[{title}](chapters/{name}.ipynb)", f"[outputs](solutions/{name}.ipynb)"
+        rows.append(f"| {links[0]} | {len(minutes)} | {sum(minutes)} | {links[1]} |")
+    before, _, rest = readme.read_text(encoding="utf-8").partition("<!-- chapters -->")
+    _, _, after = rest.partition("<!-- /chapters -->")
+    return "\n".join([f"{before}<!-- chapters -->", *rows, f"<!-- /chapters -->{after}"])
+
+
 def _notebooks(source: Path, chapters: Path, solutions: Path, wanted: str | None):
     """(file, its text as it should be) for every generated notebook."""
     for name in chapter_names(wanted, source):
@@ -192,6 +206,9 @@ def build(source=SOURCE, chapters=CHAPTERS, solutions=SOLUTIONS, wanted: str | N
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
             written.append(file)
+    if source == SOURCE and (text := readme_with_table(README, source)) != README.read_text(encoding="utf-8"):
+        README.write_text(text, encoding="utf-8")
+        written.append(README)
     return written
 
 
@@ -202,6 +219,8 @@ def drift(source=SOURCE, chapters=CHAPTERS, solutions=SOLUTIONS) -> list[str]:
         name = f"{file.parent.name}/{file.name}"
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             said.append(f"{name} differs from its source: run `make notebooks`, then `make execute`.")
+    if source == SOURCE and readme_with_table(README, source) != README.read_text(encoding="utf-8"):
+        said.append("The README's table of chapters differs from the sources: run `make notebooks`.")
     names = set(chapter_names(source=source))
     for file in [*sorted(chapters.glob("*.ipynb")), *sorted(solutions.glob("*.ipynb"))]:
         if file.stem not in names:
