@@ -18,9 +18,12 @@ from IPython.display import HTML, Markdown, display
 
 GREY = "#808890"
 FAINT = "rgba(128, 136, 144, 0.25)"
-RED, CLEAR, BLUE = "rgb(190, 50, 55)", "rgba(128, 136, 144, 0.10)", "rgb(40, 110, 190)"
-DIVERGING = [[0, RED], [0.5, CLEAR], [1, BLUE]]  # red below, blue above the centre, as is usual in the field
-SEQUENTIAL = [[0, CLEAR], [1, BLUE]]
+# Strength is opacity, so that nothing shows the page's own ground in either theme.
+RED_RGB, BLUE_RGB = "200, 45, 50", "25, 105, 200"
+RED, NO_RED = f"rgba({RED_RGB}, 1)", f"rgba({RED_RGB}, 0.03)"
+BLUE, NO_BLUE = f"rgba({BLUE_RGB}, 1)", f"rgba({BLUE_RGB}, 0.03)"
+DIVERGING = [[0, RED], [0.5, NO_RED], [0.5, NO_BLUE], [1, BLUE]]  # red below, blue above the centre, as in the field
+SEQUENTIAL = [[0, NO_BLUE], [1, BLUE]]
 # Told apart in both themes and by colour-blind readers (after Okabe and Ito, 2008).
 COLOURS = ["#2b7fc4", "#e07b00", "#00966a", "#c45a9a", "#d0483e", "#8a7a00", "#4aa8d8", "#808890"]
 
@@ -85,8 +88,8 @@ def heatmap(
     scale = dict(colorscale=SEQUENTIAL if centre is None else DIVERGING, zmid=centre, zmin=zmin, zmax=zmax)
     figure = go.Figure(go.Heatmap(z=z, colorbar=dict(title=colourbar, outlinewidth=0), **scale))
     figure.update_layout(title=title, xaxis_title=xaxis, yaxis_title=yaxis)
-    figure.update_yaxes(autorange="reversed", showgrid=False)
-    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False)
+    figure.update_xaxes(showgrid=False, zeroline=False)
     if x is not None:
         figure.update_xaxes(tickvals=list(range(len(x))), ticktext=[visible(t) for t in x])
     if y is not None:
@@ -124,9 +127,9 @@ def token_strip(tokens: Sequence[str], values=None, title: str = "", limit: floa
     boxes = []
     for i, token in enumerate(tokens):
         if values is None:
-            colour, tip = (f"rgba(40, 110, 190, {0.16 + 0.16 * (i % 2):.2f})", f"token {i}")
+            colour, tip = (f"rgba({BLUE_RGB}, {0.16 + 0.16 * (i % 2):.2f})", f"token {i}")
         else:
-            rgb = "40, 110, 190" if values[i] >= 0 else "190, 50, 55"
+            rgb = BLUE_RGB if values[i] >= 0 else RED_RGB
             strength = min(1.0, abs(values[i]) / largest) if values[i] == values[i] else 0.0
             colour, tip = (f"rgba({rgb}, {0.75 * strength:.2f})", f"token {i}: {values[i]:.3g}")
         text = html.escape(visible(token)) or "∅"

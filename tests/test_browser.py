@@ -1,0 +1,166 @@
+"""A learner's whole way in a real browser: run all, answer wrongly, answer rightly, reload.
+
+Needs Debian's chromium (or Chrome); skipped with a reason where there is none. WORKBOOK_SCREENSHOTS names a folder
+to keep pictures in.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from utils.workbook import ROOT
+from utils.workbook.build import read_notebook, solution_code
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+CHAPTER = "01_tokenization"
+WRONG = '''def merge_pair(word, pair):
+    """Only the first place."""
+    for i in range(len(word) - 1):
+        if word[i : i + 2] == pair:
+            return (*word[:i], word[i] + word[i + 1], *word[i + 2 :])
+    return word'''
+
+pytestmark = [
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium or Chrome is installed (Debian: apt-get install chromium)"),
+    pytest.mark.skipif(not shutil.which("make"), reason="make is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """`make lab` on an empty folder for the learner's copies: (URL with its token, folder)."""
+    work = tmp_path_factory.mktemp("work")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "WORKBOOK_WORK": str(work)}
+    log = (work / "lab.log").open("w+")
+    command = ["make", "lab", f"PORT={port}", "BROWSER=no"]
+    server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(240):
+            found = re.search(rf"http://\S*:{port}/lab\?token=\w+", (work / "lab.log").read_text())
+            if found or server.poll() is not None:
+                break
+            time.sleep(0.5)
+        assert found, (work / "lab.log").read_text()
+        yield re.sub(r"//[^:/]*:", "//127.0.0.1:", found[0]), work
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+        log.close()
+
+
+@pytest.fixture(scope="module")
+def page(lab):
+    url, _ = lab
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1200, "height": 1000})
+        page.set_default_timeout(60_000)
+        page.goto(url.replace("/lab?", f"/lab/tree/{CHAPTER}.ipynb?"))
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+        yield page
+        browser.close()
+
+
+def picture(page, name):
+    if folder := os.environ.get("WORKBOOK_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def menu(page, *labels):
+    """Choose an entry of the menu bar."""
+    page.locator(".lm-MenuBar-item", has_text=labels[0]).first.click()
+    page.locator(".lm-Menu-item", has_text=labels[1]).first.click()
+
+
+def wait_until_idle(page):
+    """Until every cell has been run: the kernel's saved notebook has no cell left marked [*]."""
+    page.wait_for_function(
+        """() => document.querySelector('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator')
+                 ?.getAttribute('data-status') === 'idle'""",
+        timeout=240_000,
+    )
+
+
+def saved(page, work):
+    """The notebook as it stands on disk after saving."""
+    before = (work / f"{CHAPTER}.ipynb").stat().st_mtime_ns
+    page.keyboard.press("Escape")
+    page.keyboard.press("Control+s")
+    for _ in range(100):
+        if (work / f"{CHAPTER}.ipynb").stat().st_mtime_ns != before:
+            break
+        time.sleep(0.1)
+    return read_notebook(work / f"{CHAPTER}.ipynb")
+
+
+def printed(notebook, cell_id):
+    cell = next(c for c in notebook.cells if c.id == cell_id)
+    text = "".join(o.get("text", "") for o in cell.outputs)
+    return re.sub(r"\x1b\[\d+m", "", text)
+
+
+def write_and_run(page, name, code):
+    """Replace an exercise cell's code, run it and the check cell below it."""
+    editor = page.locator(".jp-CodeCell .cm-content", has_text=f"def {name}(").first
+    editor.scroll_into_view_if_needed()
+    editor.click()
+    page.keyboard.press("Control+a")
+    page.keyboard.insert_text(code)
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.press("Shift+Enter")
+    time.sleep(1)
+    wait_until_idle(page)
+
+
+def test_a_learners_way(lab, page):
+    _, work = lab
+
+    # Run all on the untouched chapter: no error stops it, every check says kindly that nothing is written yet.
+    time.sleep(2)  # the kernel of a fresh notebook starts
+    menu(page, "Run", "Run All Cells")
+    time.sleep(2)
+    wait_until_idle(page)
+    notebook = saved(page, work)
+    code = [c for c in notebook.cells if c.cell_type == "code" and c.source.strip()]
+    assert all(c.execution_count for c in code), [c.id for c in code if not c.execution_count]
+    assert not [c.id for c in code for o in c.outputs if o.output_type == "error"]
+    exercises = [c.id for c in code if "exercise" in c.metadata]
+    for name in exercises:
+        assert f"○ {name}: not written yet." in printed(notebook, f"check-{name}")
+    picture(page, "1-run-all")
+
+    # A typical mistake is named.
+    write_and_run(page, "merge_pair", WRONG)
+    picture(page, "2-wrong")
+    assert "you merged only the first place" in printed(saved(page, work), "check-merge_pair")
+    assert json.loads((work / ".progress.json").read_text())["tokenization"] == {"merge_pair": "tried"}
+
+    # The right answer passes, and the progress moves.
+    write_and_run(page, "merge_pair", solution_code("utils.tokenization.merge_pair").rstrip())
+    picture(page, "3-right")
+    assert f"1 of {len(exercises)} in this chapter" in printed(saved(page, work), "check-merge_pair")
+    assert json.loads((work / ".progress.json").read_text())["tokenization"] == {"merge_pair": "solved"}
+    env = {**os.environ, "WORKBOOK_WORK": str(work)}
+    table = subprocess.run(["make", "progress"], cwd=ROOT, env=env, capture_output=True, text=True).stdout
+    assert re.search(rf"{CHAPTER}\s+1 of {len(exercises)}", table), table
+
+    # Kept after a reload.
+    page.reload()
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+    time.sleep(2)
+    assert page.locator(".jp-CodeCell .cm-content", has_text="def merge_pair(").count() == 1
+    assert "right." in printed(read_notebook(work / f"{CHAPTER}.ipynb"), "check-merge_pair")
+    picture(page, "4-reloaded")
