@@ -1,0 +1,38 @@
+"""The small world: documents written from a seed, each with labels that say what its parts are.
+
+`sample(n, seed)` gives `Document(text, kind, spans)`; `token_labels(documents, tokenizer)` turns documents into tokens
+with one set of labels for each. `TASKS`, `COUNTRIES`, `NAMES` and the other tables hold the ground truth. What is
+held out from all training documents: the pairs of names in `HELD_OUT_NAME_PAIRS`, the pairs `TASKS[name].held_out`
+(never in a list of that task), the wordings `HELD_OUT_WORDING` of the facts, and every passage of `repeated_tokens`.
+"""
+
+from utils.world.document import Document, Span, Template
+from utils.world.kinds import HELD_OUT_NAME_PAIRS, KINDS, held_out_names, sample
+from utils.world.lexicon import ADJECTIVES, COUNTRIES, NAMES, NOUNS, VERBS
+from utils.world.tasks import LAYOUTS, TASKS, Task, task_prompt, task_prompts
+from utils.world.tokens import LABELS, repeated_tokens, rows, token_labels, train_tokenizer
+
+__all__ = [
+    "ADJECTIVES",
+    "COUNTRIES",
+    "Document",
+    "HELD_OUT_NAME_PAIRS",
+    "KINDS",
+    "LABELS",
+    "LAYOUTS",
+    "NAMES",
+    "NOUNS",
+    "Span",
+    "TASKS",
+    "Task",
+    "Template",
+    "VERBS",
+    "held_out_names",
+    "repeated_tokens",
+    "rows",
+    "sample",
+    "task_prompt",
+    "task_prompts",
+    "token_labels",
+    "train_tokenizer",
+]
