@@ -1,0 +1,103 @@
+"""One configuration for each model."""
+
+from dataclasses import asdict, dataclass, replace
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a training run.
+
+    The learning rate rises over `warmup` steps, stays, and falls to zero over the last `decay` share of the steps;
+    until the fall begins a run can be prolonged by raising `steps`.
+    """
+
+    name: str
+    architecture: str  # "gpt2" or "attention-only"
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_head: int
+    n_ctx: int = 256
+    vocabulary_size: int = 3584
+    position_std: float = 0.02
+    steps: int = 3000
+    batch_rows: int = 8
+    learning_rate: float = 2e-3
+    warmup: int = 150
+    decay: float = 0.3
+    weight_decay: float = 0.05
+    repeated_share: float = 0.1  # of the rows: repeated passages of random tokens
+    documents_per_shard: int = 10_000
+    evaluate_every: int = 100
+    save_every: int = 100
+    snapshots: bool = False  # keep weights along the way, for the training curve
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+CONFIGS: dict[str, Config] = {
+    config.name: config
+    for config in [
+        Config("pico-gpt", "gpt2", n_layers=4, n_heads=8, d_model=192, d_head=24, steps=6000, learning_rate=2e-3),
+        Config(
+            "pico-attn-2l",
+            "attention-only",
+            n_layers=2,
+            n_heads=12,
+            d_model=128,
+            d_head=16,
+            position_std=0.5,
+            steps=5000,
+            learning_rate=4e-3,
+            weight_decay=0.01,
+            repeated_share=0.3,
+            snapshots=True,
+        ),
+        Config(
+            "pico-attn-1l",
+            "attention-only",
+            n_layers=1,
+            n_heads=12,
+            d_model=128,
+            d_head=16,
+            position_std=0.5,
+            steps=5000,
+            learning_rate=4e-3,
+            weight_decay=0.01,
+            repeated_share=0.3,
+            snapshots=True,
+        ),
+    ]
+}
+
+
+def smoke(config: Config) -> Config:
+    """A version of `config` that trains in seconds: same code, tiny sizes."""
+    return replace(
+        config,
+        name=f"{config.name}-smoke",
+        n_layers=min(config.n_layers, 2),
+        n_heads=2,
+        d_model=32,
+        d_head=16,
+        n_ctx=48,
+        vocabulary_size=512,
+        steps=40,
+        batch_rows=8,
+        warmup=5,
+        documents_per_shard=300,
+        evaluate_every=20,
+        save_every=20,
+    )
+
+
+def config(name: str) -> Config:
+    """The configuration of one model.
+
+    Raises:
+        ValueError: no such model; the message lists the known ones.
+    """
+    if name not in CONFIGS:
+        raise ValueError(f"no model {name!r} to train: choose one of {', '.join(CONFIGS)}")
+    return CONFIGS[name]
