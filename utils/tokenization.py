@@ -8,7 +8,8 @@ first one stand-in character for each byte, later tokens, as merges join neighbo
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from itertools import pairwise
+from heapq import heapify, heappop, heappush
+from itertools import chain, pairwise
 
 import regex
 
@@ -107,7 +108,7 @@ def train_bpe(corpus: Iterable[str], vocab_size: int) -> tuple[dict[str, int], d
     vocab = {char: i for i, char in enumerate(BYTE_TO_CHAR.values())}
     merges = {}
     # Each different piece once, with its count.
-    pieces = Counter(piece for text in corpus for piece in pretokenize(text))
+    pieces = Counter(chain.from_iterable(map(pretokenize, corpus)))
     words, counts = [to_symbols(piece) for piece in pieces], list(pieces.values())
     # Count all pairs once, and note for each pair the words (by index) that hold it.
     pair_counts = count_pairs(dict(zip(words, counts, strict=True)))
@@ -115,23 +116,33 @@ def train_bpe(corpus: Iterable[str], vocab_size: int) -> tuple[dict[str, int], d
     for i, word in enumerate(words):
         for pair in pairwise(word):
             where[pair].add(i)
-    while len(vocab) < vocab_size:
-        # The most frequent pair; of several, the one with the lowest ids.
-        top = max(pair_counts.values(), default=0)
-        if top == 0:
-            break
-        best = min((p for p, n in pair_counts.items() if n == top), key=lambda p: (vocab[p[0]], vocab[p[1]]))
+    # Candidates in a heap, which gives the smallest entry first: the highest count, then the lowest ids.
+    heap = [(-n, vocab[left], vocab[right], (left, right)) for (left, right), n in pair_counts.items()]
+    heapify(heap)
+    while heap and len(vocab) < vocab_size:
+        n, left, right, best = heappop(heap)
+        # A pair's count only falls once the pair has its entry; where it has fallen, the entry goes back to its place.
+        if pair_counts[best] != -n:
+            if pair_counts[best] > 0:
+                heappush(heap, (-pair_counts[best], left, right, best))
+            continue
+        token = best[0] + best[1]
         merges[best] = len(merges)
-        vocab[best[0] + best[1]] = len(vocab)
-        # In the words that hold it: take the old pairs out of the counts, put the new ones in.
+        vocab[token] = len(vocab)
+        # In the words that hold the pair: take their old pairs out of the counts, merge, put their new pairs in.
+        new_pairs = set()
         for i in where.pop(best):
             for pair in pairwise(words[i]):
                 pair_counts[pair] -= counts[i]
             words[i] = merge_pair(words[i], best)
             for pair in pairwise(words[i]):
                 pair_counts[pair] += counts[i]
-                where[pair].add(i)
-        del pair_counts[best]
+                if token in pair:
+                    where[pair].add(i)
+                    new_pairs.add(pair)
+        # Only pairs with the new token have not been candidates yet.
+        for left, right in new_pairs:
+            heappush(heap, (-pair_counts[left, right], vocab[left], vocab[right], (left, right)))
     return vocab, merges
 
 

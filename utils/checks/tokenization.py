@@ -42,6 +42,18 @@ def toy(*merges: str) -> tuple[dict[str, int], dict[tuple[str, str], int]]:
     return {token: i for i, token in enumerate(tokens)}, {pair: rank for rank, pair in enumerate(pairs)}
 
 
+def _exactly(kind: type):
+    """Elsewhere lists and tuples are alike; not where the next function uses the result as a key or compares it."""
+
+    def same(got, want, *args):
+        if isinstance(got, list | tuple) and not isinstance(got, kind):
+            why = "a list can't be a key of a dict" if kind is tuple else "a tuple never equals a list"
+            return f"returned a {type(got).__name__}, expected a {kind.__name__}: {why}"
+        return difference(got, want)
+
+    return same
+
+
 # ---------------------------------------------------------------- bytes_to_unicode
 
 
@@ -111,7 +123,7 @@ def _():
 
 # ---------------------------------------------------------------- to_symbols
 
-to_symbols = exercise(tok.to_symbols)
+to_symbols = exercise(tok.to_symbols, same=_exactly(tuple))
 
 
 @to_symbols.cases
@@ -148,7 +160,10 @@ def _(piece):
 
 @to_symbols.right
 def _(piece):
-    return [tok.BYTE_TO_CHAR[byte] for byte in piece.encode(errors="surrogateescape")]
+    symbols = ()
+    for byte in piece.encode(errors="surrogateescape"):
+        symbols += (tok.BYTE_TO_CHAR[byte],)
+    return symbols
 
 
 # ---------------------------------------------------------------- pretokenize
@@ -299,7 +314,7 @@ def _(words):
 
 # ---------------------------------------------------------------- merge_pair
 
-merge_pair = exercise(tok.merge_pair)
+merge_pair = exercise(tok.merge_pair, same=_exactly(tuple))
 
 
 @merge_pair.cases
@@ -395,7 +410,7 @@ def _(word, pair):
         if (word[i], word[i + 1]) == tuple(pair):
             word[i : i + 2] = ["".join(pair)]
         i += 1
-    return word
+    return tuple(word)
 
 
 # ---------------------------------------------------------------- train_bpe
@@ -504,7 +519,7 @@ def _(corpus, vocab_size):
 
 # ---------------------------------------------------------------- encode
 
-encode = exercise(tok.encode)
+encode = exercise(tok.encode, same=_exactly(list))
 
 
 @encode.cases
@@ -589,7 +604,7 @@ def _(text, vocab, merges):
         for pair in sorted(merges, key=merges.get):
             word = tok.merge_pair(word, pair)
         ids.extend(vocab[symbol] for symbol in word)
-    return tuple(ids)
+    return ids
 
 
 # ---------------------------------------------------------------- decode
@@ -655,7 +670,7 @@ def _(ids, vocab):
 
 # ---------------------------------------------------------------- longest_match_encode
 
-longest_match_encode = exercise(tok.longest_match_encode)
+longest_match_encode = exercise(tok.longest_match_encode, same=_exactly(list))
 
 
 @longest_match_encode.cases
