@@ -7,27 +7,40 @@ held out from all training documents: the pairs of names in `HELD_OUT_NAME_PAIRS
 """
 
 from utils.world.document import Document, Span, Template
+from utils.world.grammar import Parse, parse
 from utils.world.kinds import HELD_OUT_NAME_PAIRS, KINDS, held_out_names, sample
 from utils.world.lexicon import ADJECTIVES, COUNTRIES, NAMES, NOUNS, VERBS
+from utils.world.prompts import FACTS, IOI_TEMPLATES, IOIPrompt, country, fact_prompts, ioi_prompts
 from utils.world.tasks import LAYOUTS, TASKS, Task, task_prompt, task_prompts
+from utils.world.templates import FORWARD, HELD_OUT_WORDING
 from utils.world.tokens import LABELS, repeated_tokens, rows, token_labels, train_tokenizer
 
 __all__ = [
     "ADJECTIVES",
     "COUNTRIES",
     "Document",
+    "FACTS",
+    "FORWARD",
     "HELD_OUT_NAME_PAIRS",
+    "HELD_OUT_WORDING",
+    "IOIPrompt",
+    "IOI_TEMPLATES",
     "KINDS",
     "LABELS",
     "LAYOUTS",
     "NAMES",
     "NOUNS",
+    "Parse",
     "Span",
     "TASKS",
     "Task",
     "Template",
     "VERBS",
+    "country",
+    "fact_prompts",
     "held_out_names",
+    "ioi_prompts",
+    "parse",
     "repeated_tokens",
     "rows",
     "sample",

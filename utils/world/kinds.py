@@ -89,12 +89,8 @@ THING_PLURALS = [n.plural for n in THINGS]
 TRAITS = "big small young fast slow strong weak rich poor happy sad good bad loud quiet".split()
 QUALITIES = "big small heavy light clean dirty hard soft good bad dark bright wide narrow thick thin wet dry".split()
 # Verbs that need no object.
-ACTIONS = [
-    v
-    for v in VERBS
-    if v.word
-    in "walk talk eat sleep run sing dance swim fly work play laugh cry cook learn dream wait draw climb jump paint".split()
-]
+_alone = "walk talk eat sleep run sing dance swim fly work play laugh cry cook learn dream wait draw climb jump paint"
+ACTIONS = [v for v in VERBS if v.word in _alone.split()]
 ACTION_WORDS = [v.word for v in ACTIONS]
 ACTION_PASTS = [v.past for v in ACTIONS]
 ACTION_INGS = [v.ing for v in ACTIONS]
@@ -232,13 +228,11 @@ _FACTS_WEIGHTED = _FACTS + [t for relation in ("capital", "language", "currency"
 def facts(dice: Dice) -> Document:
     """Facts about countries, stated in many ways."""
     writer = Writer()
-    start_with_space = False
     for _ in range(dice.below(1, 4)):
         values = country_values(dice.pick(COUNTRIES))
         for template in dice.sample(_FACTS_WEIGHTED, dice.below(1, 3)):
-            if start_with_space:
+            if writer.position:
                 writer.add(" ")
-            start_with_space = True
             writer.fill(template, values)
         if dice.random() < 0.3:
             writer.add(" ")
@@ -386,9 +380,7 @@ def refrain(dice: Dice) -> Document:
         for template in dice.sample(T.VERSE, dice.below(1, 2)):
             _fill(dice, writer, template, {}, QUALITIES)
             writer.add("\n")
-        start = writer.position
         writer.add(line, ("refrain", "second_copy") if i else ("refrain",))
-        assert writer.position > start
         writer.add("\n")
     writer.pieces.pop()
     writer.position -= 1
@@ -439,7 +431,6 @@ BRACKETS = [("(", ")"), ("[", "]"), ("{", "}")]
 def brackets(dice: Dice) -> Document:
     """Words in nested round, square and curly brackets."""
     writer = Writer()
-    depth_spans: list[tuple[int, int]] = []
 
     def group(depth: int) -> None:
         opening, closing = dice.pick(BRACKETS)
@@ -453,7 +444,6 @@ def brackets(dice: Dice) -> Document:
             writer.add(" ")
         if depth == 1:
             writer.spans.append(Span(start, writer.position - 1, "inside_brackets"))
-        depth_spans.append((start, depth))
         writer.spans.append(Span(start, writer.position - 1, f"bracket_depth>={depth}"))
         writer.add(closing, ("close_bracket",))
 
