@@ -15,7 +15,7 @@ from pathlib import Path
 
 import einops
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -119,12 +119,12 @@ def pair_cosines(W: Float[Tensor, "... d_hidden feats"]) -> Float[Tensor, "... p
 def generate_uncorrelated_features(
     feature_probability: Float[Tensor, "inst feats"], batch_size: int
 ) -> Float[Tensor, "batch inst feats"]:
-    """Each feature is on with its own probability, independently, then uniform on [0, 1); otherwise 0."""
+    """Each feature is on with its own probability, independently, then uniform on (0, 1]; otherwise 0."""
     p = feature_probability[..., None]
-    # One draw serves twice: u < p decides that the feature is on, and given that, u / p is uniform on [0, 1).
+    # One draw serves twice: u < p decides that the feature is on, and given that, (p - u) / p is uniform on (0, 1].
     # The batch comes last in memory: that is where the matrix products of the model run fastest.
     u = torch.rand(*feature_probability.shape, batch_size, dtype=p.dtype, device=p.device)
-    features = u / p.clamp_min(1e-30) * (u < p)
+    features = F.relu(p - u) / p.clamp_min(1e-30)
     return einops.rearrange(features, "inst feats batch -> batch inst feats")
 
 
@@ -263,7 +263,8 @@ class ToyModel(nn.Module):
         """Compress with W, rebuild with its transpose, add the bias, clip at 0."""
         x = einops.rearrange(features, "batch inst feats -> inst feats batch")
         hidden = self.W @ x
-        out = F.relu(self.W.mT @ hidden + self.b_final[..., None])
+        # WᵀW x + b; baddbmm adds while it multiplies.
+        out = F.relu(torch.baddbmm(self.b_final[..., None], self.W.mT, hidden))
         return einops.rearrange(out, "inst feats batch -> batch inst feats")
 
     def generate_batch(self, batch_size: int) -> Float[Tensor, "batch inst feats"]:
@@ -287,7 +288,7 @@ class ToyModel(nn.Module):
         self, out: Float[Tensor, "batch inst feats"], batch: Float[Tensor, "batch inst feats"]
     ) -> Float[Tensor, " inst"]:
         """One loss per model: squared error times importance, averaged over batch and features; 0 without features."""
-        squared_error = ((batch - out) ** 2).sum(dim=0) / batch.shape[0]
+        squared_error = ((out - batch) ** 2).sum(dim=0) / batch.shape[0]
         return (self.importance * squared_error).sum(dim=-1) / max(1, self.cfg.n_features)
 
     def optimize(
@@ -448,6 +449,18 @@ def top_neuron_share(W: Float[Tensor, "... d_hidden feats"]) -> Float[Tensor, ".
     return torch.where(total > 0, squared.amax(-2) / total.clamp_min(1e-30), 0.0)
 
 
+def features_per_neuron(W: Float[Tensor, "... d_hidden feats"], threshold: float = 0.3) -> Int[Tensor, "... d_hidden"]:
+    """How many features each neuron serves: those whose weight is above `threshold` of the neuron's largest.
+
+    A neuron whose largest weight is below 0.1 serves none.
+    """
+    if W.shape[-1] == 0:
+        return torch.zeros(W.shape[:-1], dtype=torch.long, device=W.device)
+    sizes = W.abs()
+    largest = sizes.amax(-1, keepdim=True)
+    return ((sizes > threshold * largest) & (largest > 0.1)).sum(-1)
+
+
 # ---------------------------------------------------------------- from data points to features
 
 
@@ -476,7 +489,7 @@ class FixedDataModel(ToyModel):
         self, out: Float[Tensor, "rows inst feats"], batch: Float[Tensor, "rows inst feats"]
     ) -> Float[Tensor, " inst"]:
         """Squared length of the error per data point, averaged over each model's own points."""
-        return (self.row_weight * (batch - out) ** 2).sum(dim=(0, 2))
+        return (self.row_weight * (out - batch) ** 2).sum(dim=(0, 2))
 
 
 @dataclass
