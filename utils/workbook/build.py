@@ -64,7 +64,8 @@ def stub_code(code: str, todo: list[str] | None = None, guide: bool = False) -> 
         while not has_docstring and lines[start - 1].strip().startswith("#"):
             start -= 1
         pad = " " * first.col_offset
-        kept = [x for x in lines[start : function.end_lineno] if x.strip().startswith("#")] if guide else []
+        body = lines[start : function.end_lineno]
+        kept = [pad + x.strip() for x in body if x.strip().startswith("#")] if guide else []
         lines[start : function.end_lineno] = [*kept, f"{pad}raise NotImplementedError"]
     return "\n".join(lines) + "\n"
 
@@ -233,7 +234,7 @@ def drift(source=SOURCE, chapters=CHAPTERS, solutions=SOLUTIONS) -> list[str]:
 
 
 def recording_faults(notebook: nbformat.NotebookNode) -> list[str]:
-    """Cells whose outputs were not recorded since they changed, and recorded errors."""
+    """Cells whose outputs were not recorded since they changed, recorded errors, and checks that did not pass."""
     said = []
     for cell in notebook.cells:
         if cell.cell_type != "code" or not cell.source.strip():
@@ -242,4 +243,6 @@ def recording_faults(notebook: nbformat.NotebookNode) -> list[str]:
             said.append(f"the cell {cell.id} was not executed since it changed: run `make execute`.")
         if any(o.output_type == "error" for o in cell.outputs):
             said.append(f"the cell {cell.id} holds an error.")
+        if cell.id.startswith("check-") and "✓" not in "".join(o.get("text", "") for o in cell.outputs):
+            said.append(f"the check in {cell.id} did not pass: does the first cell import all that the solution needs?")
     return said
