@@ -234,15 +234,18 @@ def drift(source=SOURCE, chapters=CHAPTERS, solutions=SOLUTIONS) -> list[str]:
 
 
 def recording_faults(notebook: nbformat.NotebookNode) -> list[str]:
-    """Cells whose outputs were not recorded since they changed, recorded errors, and checks that did not pass."""
-    said = []
-    for cell in notebook.cells:
-        if cell.cell_type != "code" or not cell.source.strip():
-            continue
-        if cell.execution_count is None:
-            said.append(f"the cell {cell.id} was not executed since it changed: run `make execute`.")
-        if any(o.output_type == "error" for o in cell.outputs):
-            said.append(f"the cell {cell.id} holds an error.")
-        if cell.id.startswith("check-") and "✓" not in "".join(o.get("text", "") for o in cell.outputs):
-            said.append(f"the check in {cell.id} did not pass: does the first cell import all that the solution needs?")
-    return said
+    """Cells not executed since they changed, recorded errors, checks that did not pass: a sentence for each kind."""
+    code = [c for c in notebook.cells if c.cell_type == "code" and c.source.strip()]
+    ran = [c for c in code if c.execution_count is not None]
+    faults = {
+        "not executed since it changed: run `make execute`": [c for c in code if c.execution_count is None],
+        "recorded with an error": [c for c in ran if any(o.output_type == "error" for o in c.outputs)],
+        "a check that did not pass: does the first cell import all that the solution needs?": [
+            c for c in ran if c.id.startswith("check-") and "✓" not in "".join(o.get("text", "") for o in c.outputs)
+        ],
+    }
+    return [
+        f"the cell {cells[0].id}{f' and {len(cells) - 1} more' if cells[1:] else ''}: {what}"
+        for what, cells in faults.items()
+        if cells
+    ]
