@@ -1,5 +1,7 @@
 """The networks as they are trained, and how their weights become the formats that the libraries load."""
 
+import math
+
 import einops
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from utils.training.config import Config
+
+
+def waves(n_ctx: int, d_model: int, std: float) -> Float[Tensor, "n_ctx d_model"]:
+    """Where learned positions start: sines and cosines of frequencies from 2 down to half a turn in the context.
+
+    A shift by one position is then a rotation, which a head can do at once; from random vectors it must first be
+    learned for each position. Trained GPT-2 position tables end as such waves, and Shortformer's are fixed ones.
+    """
+    frequencies = torch.logspace(math.log10(2.0), math.log10(math.pi / n_ctx), d_model // 2)
+    angles = torch.arange(n_ctx)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1) * std * 2**0.5
 
 
 class AttentionOnly(nn.Module):
@@ -23,7 +36,7 @@ class AttentionOnly(nn.Module):
         L, H, D, K = config.n_layers, config.n_heads, config.d_model, config.d_head
         std = 0.8 / D**0.5  # transformer_lens's default
         self.W_E = nn.Parameter(torch.randn(config.vocabulary_size, D) * std)
-        self.W_pos = nn.Parameter(torch.randn(config.n_ctx, D) * config.position_std)
+        self.W_pos = nn.Parameter(waves(config.n_ctx, D, config.position_std))
         self.W_Q, self.W_K, self.W_V = (nn.Parameter(torch.randn(L, H, D, K) * std) for _ in range(3))
         self.W_O = nn.Parameter(torch.randn(L, H, K, D) * std)
         self.W_U = nn.Parameter(torch.randn(D, config.vocabulary_size) * std)
@@ -96,6 +109,7 @@ class GPT2(nn.Module):
                 attn_pdrop=0.0,
             )
         )
+        self.model.transformer.wpe.weight.data = waves(config.n_ctx, config.d_model, config.position_std)
 
     def forward(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
         return self.model(tokens, use_cache=False).logits

@@ -19,18 +19,32 @@ class Config:
     d_head: int
     n_ctx: int = 256
     vocabulary_size: int = 3584
-    position_std: float = 0.02
+    position_std: float = 0.1  # of the sines and cosines that positions start from
     steps: int = 3000
     batch_rows: int = 8
     learning_rate: float = 2e-3
     warmup: int = 150
     decay: float = 0.3
     weight_decay: float = 0.05
+    muon: bool = False  # Muon instead of AdamW for the matrices inside the blocks
     repeated_share: float = 0.1  # of the rows: repeated passages of random tokens
+    # From a step on, another learning rate and another share of repeated passages.
+    changes: tuple[tuple[int, float, float], ...] = ()
+    # From a step on, other weights of kinds of document than the world's own.
+    last_mix_from: int | None = None
+    last_mix: tuple[tuple[str, float], ...] = ()
     documents_per_shard: int = 10_000
     evaluate_every: int = 100
     save_every: int = 100
     snapshots: bool = False  # keep weights along the way, for the training curve
+
+    def rates(self, step: int) -> tuple[float, float]:
+        """The plateau's learning rate and the share of repeated passages at `step`."""
+        rates = (self.learning_rate, self.repeated_share)
+        for first, learning_rate, repeated_share in self.changes:
+            if step >= first:
+                rates = (learning_rate, repeated_share)
+        return rates
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -39,7 +53,22 @@ class Config:
 CONFIGS: dict[str, Config] = {
     config.name: config
     for config in [
-        Config("pico-gpt", "gpt2", n_layers=4, n_heads=8, d_model=192, d_head=24, steps=6000, learning_rate=2e-3),
+        Config(
+            "pico-gpt",
+            "gpt2",
+            n_layers=4,
+            n_heads=8,
+            d_model=192,
+            d_head=24,
+            position_std=0.1,
+            steps=6800,
+            learning_rate=2e-3,
+            muon=True,
+            changes=((1900, 1.2e-3, 0.25), (5500, 1.2e-3, 0.125)),
+            # Facts and words are known by then; who gets what, and lists without repeats, need more practice.
+            last_mix_from=5500,
+            last_mix=(("ioi", 30), ("tasks", 26), ("facts", 10), ("dictionary", 8), ("story", 8), ("code", 6)),
+        ),
         Config(
             "pico-attn-2l",
             "attention-only",
@@ -48,10 +77,11 @@ CONFIGS: dict[str, Config] = {
             d_model=128,
             d_head=16,
             position_std=0.5,
-            steps=5000,
+            steps=7500,
             learning_rate=4e-3,
             weight_decay=0.01,
-            repeated_share=0.3,
+            repeated_share=0.35,
+            changes=((3900, 2.5e-3, 0.35),),
             snapshots=True,
         ),
         Config(
@@ -62,10 +92,11 @@ CONFIGS: dict[str, Config] = {
             d_model=128,
             d_head=16,
             position_std=0.5,
-            steps=5000,
+            steps=7500,
             learning_rate=4e-3,
             weight_decay=0.01,
-            repeated_share=0.3,
+            repeated_share=0.35,
+            changes=((3900, 2.5e-3, 0.35),),
             snapshots=True,
         ),
     ]
@@ -77,18 +108,21 @@ def smoke(config: Config) -> Config:
     return replace(
         config,
         name=f"{config.name}-smoke",
+        changes=(),
+        last_mix_from=None,
         n_layers=min(config.n_layers, 2),
         n_heads=2,
         d_model=32,
         d_head=16,
         n_ctx=48,
         vocabulary_size=512,
-        steps=40,
+        steps=120,
+        learning_rate=8e-3,
         batch_rows=8,
         warmup=5,
         documents_per_shard=300,
-        evaluate_every=20,
-        save_every=20,
+        evaluate_every=40,
+        save_every=40,
     )
 
 

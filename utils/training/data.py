@@ -24,37 +24,50 @@ class Batches:
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
         self.config, self.tokenizer = config, tokenizer
-        self.repeated_rows = round(config.batch_rows * config.repeated_share)
-        self.document_rows = config.batch_rows - self.repeated_rows
         self._shard = lru_cache(maxsize=2)(self._make_shard)
         # Shards differ in their number of rows; each gives as many batches as surely fill.
-        self.per_shard = len(self._shard(0)) * 9 // 10 // self.document_rows
+        self.per_shard = len(self._shard(0)) * 9 // 10 // config.batch_rows
         if not self.per_shard:
             raise ValueError("a shard holds less than a batch: raise documents_per_shard")
 
     def _make_shard(self, index: int) -> Int[Tensor, "rows n_ctx"]:
-        documents = sample(self.config.documents_per_shard, FIRST_TRAINING_SEED + index)
+        first = index * self.per_shard if index else 0
+        last_mix = self.config.last_mix_from is not None and first >= self.config.last_mix_from
+        weights = dict(self.config.last_mix) if last_mix else None
+        documents = sample(self.config.documents_per_shard, FIRST_TRAINING_SEED + index, weights=weights)
         return rows(documents, self.tokenizer, self.config.n_ctx)
 
     def batch(self, step: int) -> Int[Tensor, "batch n_ctx"]:
         """The rows of step `step`."""
         shard, place = divmod(step, self.per_shard)
-        start = place * self.document_rows
-        documents = self._shard(shard)[start : start + self.document_rows].long()
-        return torch.cat([documents, repeated_rows(self.repeated_rows, self.config, FIRST_TRAINING_SEED + step)])
+        n = self.config.batch_rows
+        repeated = round(n * self.config.rates(step)[1])
+        documents = self._shard(shard)[place * n : (place + 1) * n - repeated].long()
+        return torch.cat([documents, repeated_rows(repeated, self.config, FIRST_TRAINING_SEED + step)])
 
 
 def repeated_rows(n: int, config: Config, seed: int) -> Int[Tensor, "n n_ctx"]:
-    """Rows of `<|endoftext|>`, a random passage and the same passage again, of many lengths, until the row is full."""
+    """Rows of `<|endoftext|>` and a random passage that is repeated, until the row is full.
+
+    Half of the passages come twice, at many lengths; the others are short and come three to six times, so that more
+    of the row can be predicted by looking back.
+    """
     generator = torch.Generator().manual_seed(seed)
     length = config.n_ctx
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (1,), generator=generator))
+
     table = torch.zeros(n, length, dtype=torch.long)
     for row in table:
         place = 0
         while place < length:
-            half = int(torch.randint(min(12, length // 4), length // 2, (1,), generator=generator))
-            passage = torch.randint(1, config.vocabulary_size, (half,), generator=generator)
-            piece = torch.cat([torch.zeros(1, dtype=torch.long), passage, passage])[: length - place]
+            if draw(0, 1):
+                copies, size = 2, draw(length // 20, length // 2 - 1)
+            else:
+                copies, size = draw(3, 6), draw(length // 32, length // 8)
+            passage = torch.randint(1, config.vocabulary_size, (size,), generator=generator)
+            piece = torch.cat([torch.zeros(1, dtype=torch.long), passage.repeat(copies)])[: length - place]
             row[place : place + len(piece)] = piece
             place += len(piece)
     return table

@@ -73,19 +73,32 @@ def snapshot_steps(steps: int) -> list[int]:
 def learning_rate(config: Config, step: int) -> float:
     """Warm-up, plateau, straight fall to zero over the last `decay` of the steps."""
     fall = config.decay * config.steps
-    return config.learning_rate * min(1.0, (step + 1) / config.warmup, (config.steps - step) / fall)
+    plateau, _ = config.rates(step)
+    return plateau * min(1.0, (step + 1) / config.warmup, (config.steps - step) / fall)
 
 
-def optimizer_for(model: nn.Module, config: Config, where: torch.device) -> torch.optim.AdamW:
-    """AdamW; vectors and position tables are not decayed."""
-    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and "pos" not in name and "wpe" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim < 2 or "pos" in name or "wpe" in name]
-    return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+def optimizers_for(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
+    """AdamW for all, or Muon (Jordan et al. 2024) for the matrices inside the blocks and AdamW for the rest.
+
+    Vectors and position tables are not decayed.
+    """
+    inside, decayed, others = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or "pos" in name or "wpe" in name:
+            others.append(parameter)
+        elif config.muon and ".h." in name:
+            inside.append(parameter)
+        else:
+            decayed.append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizers = [torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)]
+    if inside:
+        # Scaled so that an update is as large as one of AdamW: one learning rate serves both.
+        muon = torch.optim.Muon(
+            inside, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        optimizers.append(muon)
+    return optimizers
 
 
 def next_token_loss(logits: Float[Tensor, "batch seq vocab"], tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, ""]:
@@ -110,7 +123,7 @@ class Run:
         self.autocast = autocasts(self.where)
         torch.manual_seed(0)
         self.model = build(config).to(self.where)
-        self.optimizer = optimizer_for(self.model, config, self.where)
+        self.optimizers = optimizers_for(self.model, config)
         self.batches = Batches(config, tokenizer)
         self.step, self.seconds = 0, 0.0
         self.metrics_path = self.folder / "metrics.jsonl"
@@ -125,7 +138,8 @@ class Run:
             self.metrics_path.unlink(missing_ok=True)
             return
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
         # Metrics that were written after the checkpoint belong to steps that will run again.
         lines = self.metrics_path.read_text().splitlines() if self.metrics_path.exists() else []
@@ -136,7 +150,7 @@ class Run:
         write_checkpoint(
             {
                 "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "step": self.step,
                 "seconds": self.seconds,
             },
@@ -191,13 +205,15 @@ class Run:
             self._snapshot()
         with tqdm(total=config.steps, initial=self.step, desc=config.name, unit="step", mininterval=5) as bar:
             while self.step < until:
-                for group in self.optimizer.param_groups:
-                    group["lr"] = learning_rate(config, self.step)
+                for optimizer in self.optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = learning_rate(config, self.step)
                 loss = self._loss(self.batches.batch(self.step).to(self.where))
                 loss.backward()
                 nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
                 self.step += 1
                 losses.append(loss.item())
                 if not math.isfinite(losses[-1]):

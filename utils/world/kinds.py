@@ -561,8 +561,10 @@ KINDS: dict[str, tuple[Callable[[Dice], Document], float]] = {
 }
 
 
-def sample(n: int, seed: int, kinds: Sequence[str] | None = None) -> list[Document]:
-    """`n` documents of the small world, the same for the same seed, mixed as `KINDS` says.
+def sample(
+    n: int, seed: int, kinds: Sequence[str] | None = None, weights: dict[str, float] | None = None
+) -> list[Document]:
+    """`n` documents of the small world, the same for the same `n` and seed, mixed as `KINDS` says.
 
     Held-out name pairs, task pairs and fact wordings never occur in them.
 
@@ -570,6 +572,7 @@ def sample(n: int, seed: int, kinds: Sequence[str] | None = None) -> list[Docume
         n: how many documents.
         seed: any whole number.
         kinds: only documents of these kinds, in the mix of their weights.
+        weights: other weights than those of `KINDS`, for the kinds named.
 
     Raises:
         ValueError: `n` is negative or a kind is unknown.
@@ -577,10 +580,11 @@ def sample(n: int, seed: int, kinds: Sequence[str] | None = None) -> list[Docume
     if n < 0:
         raise ValueError(f"n is {n}: ask for 0 documents or more")
     names = list(KINDS) if kinds is None else list(kinds)
-    unknown = [name for name in names if name not in KINDS]
+    mix = {name: weight for name, (_, weight) in KINDS.items()} | (weights or {})
+    unknown = [name for name in [*names, *mix] if name not in KINDS]
     if unknown or not names:
         raise ValueError(f"no kind {', '.join(unknown)!r}: the kinds are {', '.join(KINDS)}")
     dice = Dice(seed)
     writers = [KINDS[name][0] for name in names]
-    chosen = dice.rng.choices(writers, [KINDS[name][1] for name in names], k=n)
+    chosen = dice.rng.choices(writers, [mix[name] for name in names], k=n)
     return [write(dice) for write in chosen]

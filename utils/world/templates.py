@@ -54,7 +54,7 @@ If you visit {country}, you travel to {continent}.
 }
 # One wording of each fact that no training document contains.
 HELD_OUT_WORDING: dict[str, Template] = {
-    "capital": Template("In {country}, the name of the capital city is {capital}."),
+    "capital": Template("In {country}, the name of the capital is {capital}."),
     "language": Template("If you travel to {country}, people talk to you in {tongue}."),
     "currency": Template("In the streets of {country}, people pay with the {currency}."),
 }
