@@ -7,6 +7,9 @@ here only where the paper states it in words or where its geometry fixes it; fig
 plot are described instead.
 """
 
+import contextlib
+import io
+
 import jupytext
 import plotly.graph_objects as go
 
@@ -45,7 +48,8 @@ def run_chapter() -> list[tuple[str, str, str, str]]:
     for cell in jupytext.read(SOURCE / "06_superposition.md", fmt="md").cells:
         if cell.cell_type == "code" and "show.findings()" not in cell.source:
             target = cell.metadata.get("exercise")
-            exec(solution_code(target) if target else cell.source, namespace)
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(solution_code(target) if target else cell.source, namespace)
     return list(show._claims)
 
 
