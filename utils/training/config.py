@@ -116,13 +116,13 @@ def smoke(config: Config) -> Config:
         d_head=16,
         n_ctx=48,
         vocabulary_size=512,
-        steps=120,
-        learning_rate=8e-3,
+        steps=60,
+        learning_rate=2e-2,
         batch_rows=8,
         warmup=5,
         documents_per_shard=300,
-        evaluate_every=40,
-        save_every=40,
+        evaluate_every=20,
+        save_every=20,
     )
 
 

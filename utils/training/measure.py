@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from utils.training.config import Config
 from utils.world import (
@@ -143,25 +144,32 @@ def task_accuracies(predict: Predict, tokenizer, n: int = 60, shots: int = 5) ->
 
 @torch.no_grad()
 def samples(
-    predict: Predict, tokenizer, n: int = 200, temperature: float = 0.8, context: int = 256, seed: int = REPEAT_SEED
+    model: PreTrainedModel,
+    tokenizer,
+    n: int = 200,
+    temperature: float = 0.8,
+    context: int = 256,
+    seed: int = REPEAT_SEED,
 ) -> list[tuple[str, bool]]:
     """`n` texts drawn after `<|endoftext|>`, each up to the next `<|endoftext|>`, and whether the context cut it."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.zeros(n, 1, dtype=torch.long)
-    alive = torch.ones(n, dtype=torch.bool)
-    ends = torch.full((n,), context)
-    while tokens.shape[1] < context and alive.any():
-        # Texts that have ended are filled up with zeros and computed no more.
-        probs = (predict(tokens[alive])[:, -1].float() / temperature).softmax(-1)
-        step = torch.zeros(n, dtype=torch.long)
-        step[alive] = torch.multinomial(probs, 1, generator=generator).squeeze(1)
-        ended = alive & (step == 0)
-        ends[ended] = tokens.shape[1]
-        alive &= ~ended
-        tokens = torch.cat([tokens, step[:, None]], dim=1)
-    return [
-        (tokenizer.decode(row[1:end].tolist()), bool(end == context)) for row, end in zip(tokens, ends, strict=True)
-    ]
+    torch.manual_seed(seed)
+    start = torch.zeros(n, 1, dtype=torch.long, device=model.device)
+    drawn = model.generate(
+        start,
+        attention_mask=torch.ones_like(start),
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        max_length=context,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    texts = []
+    for row in drawn[:, 1:].tolist():
+        cut = 0 not in row
+        texts.append((tokenizer.decode(row if cut else row[: row.index(0)]), cut))
+    return texts
 
 
 def parsing_figures(texts: list[tuple[str, bool]]) -> dict[str, float]:

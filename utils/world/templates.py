@@ -52,7 +52,8 @@ The country {country} is part of {continent}.
 If you visit {country}, you travel to {continent}.
 """),
 }
-# One wording of each fact that no training document contains.
+# One wording of each fact that no training document contains. For capitals it was first "In {country}, the name of the
+# capital city is": there "called" is as good a next word as the answer, so it measured wording, not knowledge.
 HELD_OUT_WORDING: dict[str, Template] = {
     "capital": Template("In {country}, the name of the capital is {capital}."),
     "language": Template("If you travel to {country}, people talk to you in {tongue}."),

@@ -1,0 +1,246 @@
+"""The shipped models: offline, whole or refused, fast to load, the same in every library, and at their bars."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from sae_lens import HookedSAETransformer
+
+from utils import models, world
+from utils.models import files, loading
+from utils.training import measure
+from utils.training.config import CONFIGS
+
+SHIPPED = {"lm": "pico-gpt", "attn2l": "pico-attn-2l", "attn1l": "pico-attn-1l"}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Every test runs with sockets blocked."""
+
+    def refuse(*arguments, **options):
+        raise OSError("a test asked for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def copy_of_weights(tmp_path, monkeypatch):
+    """A copy of the shipped folder that a test may damage."""
+    root = tmp_path / "weights"
+    shutil.copytree(models.WEIGHTS, root)
+    monkeypatch.setattr(files, "WEIGHTS", root)
+    monkeypatch.setattr(loading, "WEIGHTS", root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    tokenizer = models.load_tokenizer()
+    ids = [[0, *tokenizer.encode(d.text)][:60] for d in world.sample(60, 77)]
+    return torch.tensor([row for row in ids if len(row) == 60][:4])
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_model_loads_without_network_and_without_noise(name, capfd):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = models.load(name)
+    out, err = capfd.readouterr()
+    assert not caught and out == "" and err == ""
+    assert model.cfg.n_ctx == CONFIGS[SHIPPED[name]].n_ctx
+    assert not any(p.requires_grad for p in model.parameters()) and not model.training
+    assert model.to_str_tokens("When Mary")[0] == "<|endoftext|>"
+    # The tokenizer's folder is named absolutely: another working directory changes nothing.
+    assert Path(model.cfg.tokenizer_name).is_absolute()
+
+
+def test_the_language_model_is_the_same_in_every_library(tokens):
+    hf, nnsight_model = models.load_hf(), models.load_nnsight()
+    with torch.no_grad():
+        want = hf(tokens).logits.log_softmax(-1)
+        for processed in (True, False):
+            got = models.load("lm", processed=processed)(tokens).log_softmax(-1)
+            assert (got - want).abs().max() < 1e-4
+        with nnsight_model.trace(tokens):
+            logits = nnsight_model.lm_head.output.save()
+    assert (logits.log_softmax(-1) - want).abs().max() < 1e-4
+
+
+def test_processing_folds_what_it_says(tokens):
+    folded, plain = models.load("lm"), models.load("lm", processed=False)
+    assert folded.cfg.normalization_type == "LNPre" and plain.cfg.normalization_type == "LN"
+    assert folded.W_U.mean(-1).abs().max() < 1e-5 and plain.W_U.mean(-1).abs().max() > 1e-4
+
+
+def test_a_subclass_of_the_hooked_transformer_can_be_asked_for(tokens):
+    model = models.load("lm", cls=HookedSAETransformer)
+    assert isinstance(model, HookedSAETransformer)
+    torch.testing.assert_close(model(tokens), models.load("lm")(tokens), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["attn2l", "attn1l"])
+def test_the_attention_only_models_are_what_they_are_called(name):
+    model = models.load(name)
+    cfg = model.cfg
+    assert cfg.attn_only and cfg.positional_embedding_type == "shortformer" and cfg.normalization_type is None
+    assert cfg.n_layers == int(name[4]) and cfg.n_heads == 12
+    biases = [p for key, p in model.named_parameters() if ".b_" in key]
+    assert biases and all((p == 0).all() for p in biases)
+
+
+@pytest.mark.parametrize("name", ["attn2l", "attn1l"])
+def test_checkpoints_lead_from_chance_to_the_shipped_model(name, tokens):
+    checkpoints = models.checkpoints(name)
+    assert len(checkpoints) >= 10 and checkpoints[0].step == 0
+    assert [c.step for c in checkpoints] == sorted({c.step for c in checkpoints})
+    last = models.load(name)
+    first_loss = checkpoints[0].load()(tokens, return_type="loss")
+    assert abs(first_loss - torch.tensor(float(last.cfg.d_vocab)).log()) < 0.5
+    assert torch.equal(checkpoints[-1].load()(tokens), last(tokens))
+    assert last(tokens, return_type="loss") < first_loss - 4
+    curve = models.training_curve(name)
+    assert curve[-1]["step"] == checkpoints[-1].step and curve[-1]["tokens"] == checkpoints[-1].tokens
+
+
+def test_the_phase_change_is_in_the_checkpoints_of_two_layers_and_not_of_one():
+    drops = {}
+    for name in ("attn2l", "attn1l"):
+        curve = [m["repeat_second"] for m in models.training_curve(name)]
+        drops[name] = curve[0] - curve[-1]
+    assert drops["attn2l"] > 5 and abs(drops["attn1l"]) < 0.5
+
+
+# ---- Bad input. ----
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "missing"])
+def test_damaged_weights_are_refused(copy_of_weights, damage):
+    path = copy_of_weights / "pico-gpt" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "one bit":
+        content[-1] ^= 1
+        path.write_bytes(content)
+    else:
+        path.unlink()
+    with pytest.raises(models.DamagedWeightsError) as problem:
+        models.load("lm")
+    message = str(problem.value)
+    assert "pico-gpt/model.safetensors" in message and "nothing was loaded" in message
+    assert "git checkout -- utils/models/weights/pico-gpt/model.safetensors" in message
+    assert ("missing" if damage == "missing" else "checksum differs") in message
+
+
+def test_a_damaged_checkpoint_or_tokenizer_is_refused(copy_of_weights):
+    checkpoint = models.checkpoints("attn2l")[3]
+    checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:-7])
+    with pytest.raises(models.DamagedWeightsError, match="checksum differs"):
+        checkpoint.load()
+    tokenizer = copy_of_weights / "pico-gpt" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    with pytest.raises(models.DamagedWeightsError, match="tokenizer.json: checksum differs"):
+        models.load("attn2l")
+
+
+def test_unknown_names_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match="lm, attn2l, attn1l"):
+        models.load("gpt5")
+    with pytest.raises(ValueError, match="attn2l or attn1l"):
+        models.checkpoints("lm")
+    with pytest.raises(ValueError, match="transformer_lens only"):
+        models.load_hf("attn2l")
+    monkeypatch.setenv("WORKBOOK_MODELS", "cloud")
+    with pytest.raises(ValueError, match="embedded, hub"):
+        models.load("lm")
+
+
+@pytest.mark.parametrize("call", [models.load, models.load_hf, models.load_nnsight, models.load_tokenizer])
+def test_the_hub_profile_without_network_says_how_to_go_on(monkeypatch, call):
+    monkeypatch.setenv("WORKBOOK_MODELS", "hub")
+    with pytest.raises(models.HubUnreachableError, match="WORKBOOK_MODELS=embedded") as problem:
+        call("lm")
+    assert "\n" not in str(problem.value)
+
+
+def test_the_hub_profile_has_no_shipped_folder(monkeypatch):
+    monkeypatch.setenv("WORKBOOK_MODELS", "hub")
+    for call in (models.folder, models.checkpoints, lambda name: models.corpus(3)):
+        with pytest.raises(ValueError, match="WORKBOOK_MODELS=embedded"):
+            call("attn2l")
+
+
+def test_a_path_with_another_models_name_in_it_changes_nothing(copy_of_weights, tmp_path, monkeypatch):
+    root = tmp_path / "llama-gemma"
+    shutil.copytree(copy_of_weights, root)
+    monkeypatch.setattr(loading, "WEIGHTS", root)
+    assert models.load("lm").cfg.original_architecture == "GPT2LMHeadModel"
+
+
+# ---- What is shipped. ----
+def test_every_shipped_file_is_in_the_manifest_and_all_are_small():
+    everything = [p for p in models.WEIGHTS.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in everything) < 60e6
+    weights = [p for p in everything if p.suffix == ".safetensors"]
+    assert len(weights) >= 20
+    models.verified(*weights)
+
+
+@pytest.mark.parametrize("folder", SHIPPED.values())
+def test_every_model_has_a_card_made_from_its_measures(folder):
+    from utils.training.report import card
+
+    path = models.WEIGHTS / folder
+    import json
+
+    measured, training = (json.loads((path / f"{x}.json").read_text()) for x in ("measured", "training"))
+    config = CONFIGS[folder].__class__(**training["config"])
+    assert (path / "README.md").read_text() == card(config, measured, training)
+    assert measured["figures"]
+
+
+def test_the_measures_in_the_cards_are_those_of_the_shipped_weights():
+    """A few figures again, on the shipped weights: the card was not written for another model."""
+    for name, key in (("attn2l", "second copy"), ("lm", "second copy")):
+        model = models.load(name)
+        _, second = measure.repeated_losses(lambda t, model=model: model(t), model.cfg.d_vocab, 50)
+        (row,) = [row for row in models.measured(name)["figures"] if key in row["figure"]]
+        assert second == pytest.approx(row["value"], abs=2e-3)
+    hf, tokenizer = models.load_hf(), models.load_tokenizer().backend_tokenizer
+    with torch.no_grad():
+        found = measure.accuracy(lambda t: hf(t).logits, tokenizer, world.fact_prompts("currency", True))
+    assert found == pytest.approx(models.measured("lm")["details"]["facts"]["currency"]["held_out"], abs=0.015)
+
+
+def test_the_corpus_is_a_data_set():
+    text = models.corpus(20)
+    assert text.column_names == ["text", "kind"] and len(text) == 20
+    rows = models.corpus(100, tokenized=True, context=64)
+    assert {len(row) for row in rows["input_ids"]} == {64} and {row[0] for row in rows["input_ids"]} == {0}
+    assert models.corpus(5)["text"] != models.corpus(5, seed=10_001)["text"]
+
+
+def test_importing_and_loading_opens_no_socket():
+    """In a fresh process, so that import-time connections would show."""
+    script = (
+        "import socket\n"
+        "def refuse(*a, **k): raise SystemExit('a socket was opened')\n"
+        "socket.socket.connect = refuse; socket.create_connection = refuse; socket.getaddrinfo = refuse\n"
+        "from utils import models\n"
+        "print(models.load('attn2l').cfg.n_layers)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"},
+    )
+    assert ran.returncode == 0 and ran.stdout.strip() == "2", ran.stderr[-500:]
+    assert "deprecated" not in ran.stderr.lower()
