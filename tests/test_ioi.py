@@ -1,0 +1,203 @@
+"""Chapter 09: the data set, and every method against transformer_lens's own patching or another way to compute it."""
+
+from functools import partial
+
+import pytest
+import torch
+from transformer_lens import HookedTransformer, HookedTransformerConfig, patching
+
+from utils import ioi
+from utils.checks.hypotheses import Hypotheses
+from utils.checks.ioi import metric, small_model, small_runs, tokenizer_of
+from utils.models import load_tokenizer
+from utils.world import HELD_OUT_NAME_PAIRS
+from utils.world.templates import IOI as TEMPLATES
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("lm")
+
+
+# ---------------------------------------------------------------- the data set
+
+
+@pytest.mark.parametrize("template", range(len(TEMPLATES)))
+def test_roles_point_at_their_names(tokenizer, template):
+    data = ioi.IOIDataset.sample(tokenizer, 8, template, seed=template)
+    assert data.tokens.shape[0] == len(data) == 8 and (data.tokens[:, 0] == tokenizer.bos_token_id).all()
+    rows = torch.arange(8)
+    for role, column in (("IO", 0), ("S1", 1), ("S2", 1)):
+        assert torch.equal(data.tokens[rows, data.positions[role]], data.answer_tokens[:, column]), role
+    assert (data.positions["S1"] < data.positions["S2"]).all()
+    assert torch.equal(data.positions["S1+1"], data.positions["S1"] + 1)
+    assert (data.positions["END"] == data.tokens.shape[1] - 1).all()
+    order = data.positions["IO"] < data.positions["S1"]
+    assert order.tolist() == [i % 2 == 0 for i in range(8)]
+
+
+@pytest.mark.parametrize("template", range(len(TEMPLATES)))
+def test_flipped_differs_at_s2_only_and_abc_at_the_names_only(tokenizer, template):
+    data = ioi.IOIDataset.sample(tokenizer, 8, template)
+    flipped, abc, rows = data.flipped(), data.abc(), torch.arange(8)
+    differ = data.tokens != flipped.tokens
+    assert (differ.sum(dim=1) == 1).all() and differ[rows, data.positions["S2"]].all()
+    assert torch.equal(flipped.answer_tokens, data.answer_tokens.flip(1))
+    differ = data.tokens != abc.tokens
+    assert (differ.sum(dim=1) == 3).all()
+    assert all(differ[rows, data.positions[role]].all() for role in ("IO", "S1", "S2"))
+    assert torch.equal(abc.answer_tokens, data.answer_tokens)
+    assert all(torch.equal(abc.positions[role], data.positions[role]) for role in data.positions)
+    assert abc.texts != data.abc(seed=1).texts and abc.texts == data.abc(seed=0).texts
+
+
+def test_a_seed_gives_the_same_prompts_and_held_out_pairs_are_used(tokenizer):
+    sample = partial(ioi.IOIDataset.sample, tokenizer, 12, 1)
+    assert sample(seed=3).texts == sample(seed=3).texts != sample(seed=4).texts
+    pairs = {frozenset(pair) for pair in HELD_OUT_NAME_PAIRS}
+    assert all(frozenset(answer) in pairs for answer in sample(name_pairs=HELD_OUT_NAME_PAIRS).answers)
+
+
+def test_bad_names_and_templates_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="is .* tokens .*choose a word that is one token|equally long"):
+        ioi.IOIDataset.sample(tokenizer, 2, name_pairs=[("Mary", "Xqzwvbartholomew")])
+    with pytest.raises(ValueError, match="no template 99"):
+        ioi.IOIDataset.sample(tokenizer, 2, template=99)
+    with pytest.raises(ValueError, match="equally long"):
+        fillings = [dict(name="a", name2="b", subject="a", recipient="b", gift=gift) for gift in ("c", "c d")]
+        text = " {name} {name2} {subject} gave {gift} to {recipient}."
+        ioi.IOIDataset(tokenizer_of(" a b c d gave to"), text, fillings)
+
+
+# ---------------------------------------------------------------- metrics and attribution
+
+
+def test_metric_is_1_on_the_clean_and_0_on_the_corrupted_run():
+    clean, corrupted, *_ = small_runs()
+    got = [metric(small_model()(tokens)).item() for tokens in (clean, corrupted)]
+    assert got == pytest.approx([1, 0], abs=1e-4)
+
+
+def test_bad_answers_and_references_are_refused():
+    clean, _, answers, *_ = small_runs()
+    logits = small_model()(clean)
+    with pytest.raises(ValueError, match="must be of shape"):
+        ioi.logits_to_ave_logit_diff(logits, answers[:2])
+    with pytest.raises(ValueError, match="nothing could be restored"):
+        ioi.ioi_metric(logits, answers, 1.0, 1.0)
+
+
+def test_parts_add_up_to_the_logit_difference():
+    model = small_model()
+    clean, _, answers, cache, _ = small_runs()
+    directions = (model.W_U[:, answers[:, 0]] - model.W_U[:, answers[:, 1]]).T
+    # This model's final LayerNorm is not folded: its weight belongs to the direction, its bias adds a constant.
+    constant = (directions @ model.ln_final.b).mean() + (model.b_U[answers[:, 0]] - model.b_U[answers[:, 1]]).mean()
+    parts = cache.decompose_resid(layer=-1, pos_slice=-1)
+    by_part = ioi.residual_stack_to_logit_diff(parts, cache, directions * model.ln_final.w)
+    want = ioi.logits_to_ave_logit_diff(model(clean), answers)
+    assert torch.allclose(by_part.sum() + constant, want, atol=1e-4)
+
+
+# ---------------------------------------------------------------- patching, against transformer_lens
+
+
+def test_residual_sweep_equals_the_librarys():
+    _, corrupted, _, cache, _ = small_runs()
+    ours = ioi.get_act_patch_resid_pre(small_model(), corrupted, cache, metric)
+    assert torch.allclose(ours, patching.get_act_patch_resid_pre(small_model(), corrupted, cache, metric), atol=1e-5)
+
+
+@pytest.mark.parametrize("activation, name", [("z", "out"), ("q", "q"), ("k", "k"), ("v", "v"), ("pattern", "pattern")])
+def test_head_sweeps_equal_the_librarys(activation, name):
+    _, corrupted, _, cache, _ = small_runs()
+    ours = ioi.get_act_patch_heads(small_model(), corrupted, cache, metric, activation)
+    theirs = getattr(patching, f"get_act_patch_attn_head_{name}_all_pos")(small_model(), corrupted, cache, metric)
+    assert torch.allclose(ours, theirs, atol=1e-5) and ours.abs().max() > 1e-3
+    with pytest.raises(ValueError, match="choose z, q, k, v or pattern"):
+        ioi.get_act_patch_heads(small_model(), corrupted, cache, metric, "mlp")
+
+
+def attention_only() -> HookedTransformer:
+    sizes = dict(n_layers=3, d_model=20, n_heads=5, d_head=6, n_ctx=32, d_vocab=37, attn_only=True)
+    return HookedTransformer(HookedTransformerConfig(**sizes, normalization_type="LNPre", seed=4))
+
+
+@pytest.mark.parametrize("model", [small_model(), attention_only()], ids=["with MLPs", "attention only"])
+@pytest.mark.parametrize("corrupt_at", [0, 4, 8])
+def test_fast_sweep_over_positions_equals_the_librarys(model, corrupt_at):
+    clean, _, answers, *_ = small_runs()
+    corrupted = clean.clone()
+    corrupted[:, corrupt_at] = (clean[:, corrupt_at] + 5) % 37
+    ask = partial(ioi.logits_to_ave_logit_diff, answer_tokens=answers)
+    _, cache = model.run_with_cache(clean)
+    ours = ioi.get_act_patch_heads_by_pos(model, corrupted, cache, ask)
+    theirs = patching.get_act_patch_attn_head_out_by_pos(model, corrupted, cache, ask)
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+# ---------------------------------------------------------------- path patching
+
+
+def test_path_from_the_last_layer_to_the_logits_is_plain_patching():
+    """Nothing comes after the last layer's heads, so freezing the others makes no difference."""
+    clean, _, _, orig, new = small_runs()
+    hook = partial(ioi.patch_head_vector, head_index=3, clean_cache=new)
+    plain = small_model().run_with_hooks(clean, fwd_hooks=[("blocks.2.attn.hook_z", hook)])
+    assert torch.allclose(ioi.path_patch_to_logits(small_model(), clean, orig, new, (2, 3)), plain, atol=1e-5)
+
+
+def test_path_to_all_later_heads_and_values_alike_restores_plain_patching_without_mlps():
+    """In an attention-only model with two layers, what a head of layer 0 does is: its own path to the logits, and
+    its paths into queries, keys and values of layer 1, all at once."""
+    sizes = dict(n_layers=2, d_model=20, n_heads=3, d_head=6, n_ctx=32, d_vocab=37, attn_only=True)
+    model = HookedTransformer(HookedTransformerConfig(**sizes, normalization_type=None, seed=5))
+    clean, corrupted, *_ = small_runs()
+    orig, new = (model.run_with_cache(tokens)[1] for tokens in (clean, corrupted))
+    hook = partial(ioi.patch_head_vector, head_index=1, clean_cache=new)
+    plain = model.run_with_hooks(clean, fwd_hooks=[("blocks.0.attn.hook_z", hook)])
+    direct = ioi.path_patch_to_logits(model, clean, orig, new, (0, 1)) - model(clean)
+    freeze = partial(ioi.patch_or_freeze_heads, sender=(0, 1), orig_cache=orig, new_cache=new)
+    with model.hooks(fwd_hooks=[(lambda name: name.endswith("hook_z"), freeze)]):
+        _, heard = model.run_with_cache(clean)
+    hooks = [(f"blocks.1.attn.hook_{x}", lambda _, hook: heard[hook.name]) for x in "qkv"]
+    through_heads = model.run_with_hooks(clean, fwd_hooks=hooks) - model(clean)
+    assert torch.allclose(model(clean) + direct + through_heads, plain, atol=1e-4)
+
+
+def test_paths_refuse_receivers_before_the_sender():
+    clean, _, _, orig, new = small_runs()
+    with pytest.raises(ValueError, match="only send to heads of later layers"):
+        ioi.path_patch_to_heads(small_model(), clean, orig, new, (1, 0), [(1, 2)], "q")
+    with pytest.raises(ValueError, match="choose q, k or v"):
+        ioi.path_patch_to_heads(small_model(), clean, orig, new, (0, 0), [(1, 2)], "z")
+
+
+# ---------------------------------------------------------------- circuits
+
+
+def test_a_circuit_of_all_heads_is_the_model_and_wrong_means_are_refused():
+    model, (clean, corrupted, *_) = small_model(), small_runs()
+    means = ioi.mean_z(model, corrupted)
+    everything = [(layer, head) for layer in range(3) for head in range(5)]
+    assert torch.allclose(ioi.run_circuit(model, clean, everything, means), model(clean), atol=1e-5)
+    assert not torch.allclose(ioi.run_circuit(model, clean, everything[1:], means), model(clean), atol=1e-3)
+    with pytest.raises(ValueError, match="take them on such prompts"):
+        ioi.run_circuit(model, clean[:, :-1], everything, means)
+
+
+def test_hypotheses_grade_guesses():
+    hypotheses = Hypotheses()
+    hypotheses.expect("heads", "how many?", 3)
+    hypotheses.expect("open", "which?", ...)
+    hypotheses.grade("heads", 4, lambda guess: abs(guess - 4) <= 1)
+    hypotheses.grade("open", "q")
+    assert hypotheses._graded == {"heads": (4, True), "open": ("q", None)}
+    with pytest.raises(ValueError, match="run the cell with expect"):
+        hypotheses.grade("never", 1)
