@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from utils import sampling as s
-from utils.transformer import Config
+from utils.models import load, load_hf
+from utils.transformer import Config, from_transformer_lens
 
 DRAWS = 20_000
 
@@ -192,6 +193,16 @@ def test_beam_search_finds_what_transformers_finds(model, hf, num_beams, ban, us
         if num_beams > 1:
             scores = torch.tensor([score for score, _ in own])
             torch.testing.assert_close(scores, theirs.sequences_scores, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_beams, ban", [(1, None), (4, None), (8, 3)])
+def test_the_trained_model_writes_what_transformers_writes(num_beams, ban):
+    own, theirs = from_transformer_lens(load("lm", processed=False)).cpu(), load_hf("lm").cpu()
+    prompt = torch.randint(1, own.cfg.d_vocab, (1, 8), generator=torch.Generator().manual_seed(5))
+    found = s.beam_search(own, prompt[0], num_beams, 20, 0, ban)[0][1]
+    how = dict(num_beams=num_beams, no_repeat_ngram_size=ban, length_penalty=0.0, do_sample=False, pad_token_id=0)
+    row = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, **how)[0].tolist()
+    assert found + [0] * (len(row) - len(found)) == row
 
 
 def test_some_of_the_compared_beams_end_early(model):

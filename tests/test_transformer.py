@@ -8,6 +8,7 @@ from small_models import SMALL, random_demo
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from utils import transformer as t
+from utils.models import load
 
 TOKENS = torch.randint(0, 50, (2, 11), generator=torch.Generator().manual_seed(0))
 
@@ -64,6 +65,23 @@ def test_every_part_gives_what_transformer_lens_gives(demo, lens, cache):
 def test_the_whole_model_gives_the_log_probabilities_of_transformer_lens(demo, lens):
     close(demo(TOKENS).log_softmax(-1), lens(TOKENS).log_softmax(-1))
     close(t.from_transformer_lens(lens)(TOKENS), lens(TOKENS))
+
+
+def test_with_the_trained_weights_every_part_gives_what_transformer_lens_gives():
+    lens = load("lm", processed=False).to("cpu", print_details=False)
+    own = t.from_transformer_lens(lens)
+    tokens = torch.randint(0, own.cfg.d_vocab, (2, 64), generator=torch.Generator().manual_seed(0))
+    logits, cache = lens.run_with_cache(tokens)
+    for layer, block in enumerate(own.blocks):
+        resid_pre, resid_mid = cache["resid_pre", layer], cache["resid_mid", layer]
+        close(block.attn(block.ln1(resid_pre)), cache["attn_out", layer])
+        close(block.mlp(block.ln2(resid_mid)), cache["mlp_out", layer])
+        close(block(resid_pre), cache["resid_post", layer])
+    close(own(tokens).log_softmax(-1), logits.log_softmax(-1))
+    folded = t.DemoTransformer(own.cfg).double()
+    folded.load_state_dict(t.fold_layer_norm(own.double().state_dict()))
+    change = folded(tokens).log_softmax(-1) - own(tokens).log_softmax(-1)
+    assert change.abs().max() < 1e-5
 
 
 def test_the_mask_hides_exactly_the_future(demo):

@@ -282,12 +282,7 @@ class KeyValueCache:
 
     def select(self, rows: Int[Tensor, "rows"]) -> None:
         """Keep these rows, in this order; a row may be taken several times."""
-        used = slice(self.length)
-        keys, values = self.keys[:, rows, :, used], self.values[:, rows, :, used]
-        if len(rows) != self.keys.shape[1]:
-            shape = (self.keys.shape[0], len(rows), *self.keys.shape[2:])
-            self.keys, self.values = self.keys.new_empty(shape), self.values.new_empty(shape)
-        self.keys[..., used, :], self.values[..., used, :] = keys, values
+        self.keys, self.values = self.keys.index_select(1, rows), self.values.index_select(1, rows)
         self.padding = self.padding[rows]
 
 

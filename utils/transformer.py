@@ -400,6 +400,30 @@ def best_symmetric_loss(counts: Float[Tensor, "n n"], steps: int = 400) -> float
     return loss.item()
 
 
+def best_embedding_loss(
+    counts: Float[Tensor, "n n"], d_model: int, tied: bool, steps: int = 400, seed: int = 0
+) -> tuple[float, float]:
+    """Train `W_E` (and `W_U`, or its transpose where tied) on observed pairs, with nothing between them.
+
+    Returns:
+        The `table_loss` that is reached, in bits, and the `antisymmetric_share` of the table.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    W_E = torch.randn(len(counts), d_model, generator=draw) / d_model**0.25
+    W_U = torch.randn(d_model, len(counts), generator=draw) / d_model**0.25
+    weights = [W_E.requires_grad_()] if tied else [W_E.requires_grad_(), W_U.requires_grad_()]
+    optimizer = torch.optim.Adam(weights, lr=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        table = bigram_logits(W_E, W_E.T if tied else W_U)
+        loss = table_loss(table, counts)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return loss.item(), antisymmetric_share(table.detach())
+
+
 # ---------------------------------------------------------------- LayerNorm folding
 
 
