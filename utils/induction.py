@@ -311,59 +311,73 @@ def get_ablation_scores_batched(
     model: HookedTransformer,
     tokens: Int[Tensor, "batch seq"],
     ablation_function: Callable = head_zero_ablation_hook,
-    heads_per_pass: int = 4,
+    heads_per_pass: int | None = None,
 ) -> Float[Tensor, "layer head"]:
     """The same numbers as `get_ablation_scores`, in fewer and shorter passes.
 
     What lies before the ablated head does not change, so it is computed once: each pass restarts right after the
     attention of the head's own layer, with several heads side by side in the batch. Logits are computed only where
-    the loss looks.
+    the loss looks; for the last layer of a linear model, only the head's own part of them.
 
     Args:
-        heads_per_pass: how many heads of a layer share a pass; memory grows with it.
+        heads_per_pass: how many heads of a layer share a pass. By default all on a GPU, and one on a CPU, where wider
+            batches fall out of the cache.
 
     Raises:
         ValueError: the model can't read the tokens, or they are no repeated sequences.
     """
     require_tokens(model, tokens)
     seq_len = half_length(tokens.shape[1])
-    cfg, batch = model.cfg, len(tokens)
+    cfg, batch, where_it_counts = model.cfg, len(tokens), slice(-seq_len, -1)
+    heads_per_pass = heads_per_pass or (cfg.n_heads if tokens.is_cuda else 1)
+    targets, has_bias = tokens[:, -(seq_len - 1) :], bool(model.b_U.any())
     after_attn = "resid_post" if cfg.attn_only else "resid_mid"
-    _, cache = model.run_with_cache(
-        tokens, names_filter=lambda name: name.endswith((after_attn, "hook_z", "pos_embed"))
-    )
+    ends = (after_attn, "hook_z", "pos_embed")
+    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith(ends), return_type=None)
     positional = cache["pos_embed"] if cfg.positional_embedding_type == "shortformer" else None
-    targets = tokens[:, -(seq_len - 1) :]
 
-    def repeated_losses(resid, layer):
-        """Go on after the attention of `layer`; the loss of each copy of the batch."""
-        copies = len(resid) // batch
+    def go_on(resid, layer):
+        """The logits that count, from the residual stream after the attention of `layer`."""
         if not cfg.attn_only:
             block = model.blocks[layer]
             resid = resid + block.apply_mlp(resid if cfg.normalization_type is None else block.ln2(resid))
         if layer + 1 < cfg.n_layers:
-            shared = None if positional is None else positional.repeat(copies, 1, 1)
+            shared = None if positional is None else positional.repeat(len(resid) // batch, 1, 1)
             resid = model(resid, start_at_layer=layer + 1, stop_at_layer=cfg.n_layers, shortformer_pos_embed=shared)
-        resid = resid[:, -seq_len:-1].contiguous()
-        logits = model.unembed(resid if cfg.normalization_type is None else model.ln_final(resid))
-        loss = cross_entropy(logits.flatten(0, 1), targets.repeat(copies, 1).flatten(), reduction="none")
+        resid = resid[:, where_it_counts]
+        resid = resid if cfg.normalization_type is None else model.ln_final(resid)
+        logits = resid.flatten(0, 1) @ model.W_U
+        return logits + model.b_U if has_bias else logits
+
+    def losses(logits):
+        """The mean loss of each copy of the batch."""
+        copies = len(logits) // targets.numel()
+        loss = cross_entropy(logits, targets.repeat(copies, 1).flatten(), reduction="none")
         return einops.reduce(loss, "(copy token) -> copy", "mean", copy=copies)
 
+    last = cfg.n_layers - 1
+    clean_logits = go_on(cache[after_attn, last], last)
     scores = torch.zeros(cfg.n_layers, cfg.n_heads, device=tokens.device)
     for layer in range(cfg.n_layers):
-        resid, z, W_O = cache[after_attn, layer], cache["z", layer], model.W_O[layer]
-        clean_loss = repeated_losses(resid, layer)
-        hook = model.hook_dict[get_act_name("z", layer)]
-        for heads in torch.arange(cfg.n_heads).split(heads_per_pass):
-            copies = []
+        z, W_O, hook = cache["z", layer], model.W_O[layer], model.hook_dict[get_act_name("z", layer)]
+        # After the last attention of a linear model nothing but the head's own part of the logits changes.
+        direct = layer == last and cfg.attn_only and cfg.normalization_type is None
+        for heads in torch.arange(cfg.n_heads).split(1 if direct else heads_per_pass):
+            changes = []
             for head in heads.tolist():
                 edited = z.clone()
                 returned = ablation_function(edited, hook=hook, head_index_to_ablate=head)
                 edited = edited if returned is None else returned
-                change = (edited - z)[:, :, head] @ W_O[head]
-                copies.append(resid + change)
-            scores[layer, heads] = repeated_losses(torch.cat(copies), layer) - clean_loss
-    return scores
+                changes.append(edited[:, :, head] - z[:, :, head])
+            if direct:
+                change = changes[0][:, where_it_counts].flatten(0, 1)
+                logits = torch.addmm(clean_logits, change, W_O[head] @ model.W_U)
+            else:
+                resid = cache[after_attn, layer]
+                copies = [resid + c @ W_O[h] for h, c in zip(heads.tolist(), changes, strict=True)]
+                logits = go_on(torch.cat(copies), layer)
+            scores[layer, heads] = losses(logits)
+    return scores - losses(clean_logits)
 
 
 # ---------------------------------------------------------------- weights alone
