@@ -101,8 +101,9 @@ def heatmap(
 
 
 def visible(token: str) -> str:
-    """A token as a reader can see it: spaces as ·, line ends as ↵, tabs as ⇥."""
-    return str(token).replace(" ", "·").replace("\n", "↵").replace("\t", "⇥")
+    """A token as a reader can see it: spaces at its ends as ·, line ends as ↵, tabs as ⇥."""
+    dotted = re.sub(r"^ +| +$", lambda spaces: "·" * len(spaces[0]), str(token))
+    return dotted.replace("\n", "↵").replace("\t", "⇥")
 
 
 def token_strip(tokens: Sequence[str], values=None, title: str = "", limit: float | None = None) -> HTML:

@@ -38,7 +38,7 @@ from utils.checks.limits import TookTooLong, time_limit
 from utils.runtime import seed_everything
 
 SECONDS = 20
-GREEN, YELLOW, RED, GREY, OFF = "\033[32m", "\033[33m", "\033[31m", "\033[90m", "\033[0m"
+GREEN, YELLOW, RED, OFF = "\033[32m", "\033[33m", "\033[31m", "\033[0m"
 
 
 @dataclass
@@ -273,7 +273,7 @@ class Chapter:
 
 
 def _say(colour: str, sign: str, name: str, sentence: str, detail: list[str], last: str) -> None:
-    lines = [f"{colour}{sign} {name}: {sentence}{OFF}", *(f"  {d}" for d in detail[:3]), f"  {GREY}{last}{OFF}"]
+    lines = [f"{colour}{sign} {name}: {sentence}{OFF}", *(f"  {d}" for d in detail[:3]), f"  {last}"]
     print("\n".join(lines))
 
 
