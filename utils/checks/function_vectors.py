@@ -132,6 +132,16 @@ def _shuffle_fault(old, new) -> str:
     return "right"
 
 
+def _labels_fault(old, new) -> str:
+    shots = [pair for seq in new.seqs for pair in seq.word_pairs[:-1]]
+    if [seq.word_pairs[-1] for seq in old.seqs] != [seq.word_pairs[-1] for seq in new.seqs]:
+        return "the open pair changed"
+    if any(OPPOSITES.get(x) == y for x, y in shots):
+        return "a right label is left"
+    # With so many draws a label from outside is among them, if they are drawn at all.
+    return "right" if any(y == "the" for _, y in shots) or len(shots) < 60 else "drawn from elsewhere"
+
+
 def _use_dataset(cls, n_prepended, seed, layout):
     clean = cls(PAIRS, 12, n_prepended, seed=seed, layout=layout)
     others = [clean.create_corrupted_dataset(s) for s in (0, 1)]
@@ -144,6 +154,7 @@ def _use_dataset(cls, n_prepended, seed, layout):
         "its layout": others[0].layout,
         "the seed matters": n_prepended < 3 or others[0].prompts != others[1].prompts,
         "corrupted=True still right": pairs_exist,
+        "labels given": _labels_fault(clean, clean.create_corrupted_dataset(0, labels=[*OPPOSITES.values(), "the"])),
     }
 
 
@@ -157,7 +168,10 @@ def _():
 
 
 def _dataset(shuffle=None, create=None):
-    methods = {"_shuffle_labels": staticmethod(shuffle)} if shuffle else {}
+    def shuffle_labels(pairs, rng, labels=None):
+        return shuffle(pairs, rng) if labels is None else fv.ICLDataset._shuffle_labels(pairs, rng, labels)
+
+    methods = {"_shuffle_labels": staticmethod(shuffle_labels)} if shuffle else {}
     methods |= {"create_corrupted_dataset": create} if create else {}
     return lambda *args, **kwargs: type("ICLDataset", (fv.ICLDataset,), methods)(*args, **kwargs)
 
@@ -196,14 +210,22 @@ ICLDataset.mistake("you moved the open pair's answer too: leave it, else nobody 
 )
 
 
-def _draw_anew(self, seed=0):
-    return fv.ICLDataset(
-        self.word_pairs, len(self), self.n_prepended, seed=seed + 100, corrupted=True, layout=self.layout
-    )
+def _draw_anew(self, seed=0, labels=None):
+    other = fv.ICLDataset(self.word_pairs, len(self), self.n_prepended, seed=seed + 100, layout=self.layout)
+    return fv.ICLDataset.create_corrupted_dataset(other, seed, labels)
 
 
 ICLDataset.mistake("create_corrupted_dataset draws other sequences: keep the words, shuffle the labels of self.seqs")(
     _dataset(create=_draw_anew)
+)
+
+
+def _ignore_labels(self, seed=0, labels=None):
+    return fv.ICLDataset.create_corrupted_dataset(self, seed)
+
+
+ICLDataset.mistake("`labels` is ignored: where it is given, draw each shot's output from it")(
+    _dataset(create=_ignore_labels)
 )
 
 
@@ -223,10 +245,16 @@ def _(*args, **kwargs):
             if not any(a == b for a, b in zip(new, pairs, strict=False)):
                 return new + pairs[-1:]
 
-    def create(self, seed=0):
+    def create(self, seed=0, labels=None):
         other = fv.ICLDataset(self.word_pairs, 0, self.n_prepended, layout=self.layout)
         rng = random.Random(seed + 50)
-        other.seqs = [fv.ICLSequence(shuffle(seq.word_pairs, rng), self.layout) for seq in self.seqs]
+        for seq in self.seqs:
+            if labels is None:
+                pairs = shuffle(seq.word_pairs, rng)
+            else:
+                *shots, query = seq.word_pairs
+                pairs = [(x, rng.choice(sorted({*labels} - {y}))) for x, y in shots] + [query]
+            other.seqs.append(fv.ICLSequence(pairs, self.layout))
         return other
 
     return _dataset(shuffle, create)(*args, **kwargs)
