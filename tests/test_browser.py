@@ -43,7 +43,9 @@ def lab(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = {**os.environ, "WORKBOOK_WORK": str(work)}
+    # A workspace of its own: JupyterLab would reopen what was last open on this machine.
+    workspaces = str(tmp_path_factory.mktemp("workspaces"))
+    env = {**os.environ, "WORKBOOK_WORK": str(work), "JUPYTERLAB_WORKSPACES_DIR": workspaces}
     log = (work / "lab.log").open("w+")
     command = ["make", "lab", f"PORT={port}", "BROWSER=no"]
     server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
