@@ -23,6 +23,7 @@ A chapter's checks module states its exercises like this:
 
 import copy
 import linecache
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
@@ -102,21 +103,32 @@ class Exercise:
 
     # -------- how a learner's function is judged
     def verdict(self, fn: Callable) -> Verdict:
-        """Judge `fn`; never raises on behalf of the learner's code, and gives it `SECONDS` seconds."""
+        """Judge `fn`; never raises on behalf of the learner's code, and gives it `SECONDS` seconds in all.
+
+        What the solution and the known mistakes take is not counted.
+        """
         where = _code_files(fn)
         try:
-            with time_limit(SECONDS):
-                return self._judge(fn, where)
+            return self._judge(fn, where, spent=[])
         except TookTooLong as error:
             says = f"did not finish within {SECONDS} s: is there a loop that never ends?"
             return Verdict("wrong", says, _line_of(error, where))
 
-    def _judge(self, fn: Callable, where: set[str]) -> Verdict:
+    @staticmethod
+    def _limited(spent: list[float], call: Callable, *args):
+        """`call(*args)` within what is left of the check's time; what it took is added to `spent`."""
+        start = time.monotonic()
+        with time_limit(max(0.01, SECONDS - sum(spent))):
+            result = call(*args)
+        spent.append(time.monotonic() - start)
+        return result
+
+    def _judge(self, fn: Callable, where: set[str], spent: list[float]) -> Verdict:
         args_list = list(self._cases())
         wants = [self._run(self.solution, args) for args in args_list]
         gots = []
         for args, want in zip(args_list, wants, strict=True):
-            got = self._run(fn, args)
+            got = self._limited(spent, self._run, fn, args)
             if isinstance(got.error, NotImplementedError) and not isinstance(want.error, NotImplementedError):
                 method = _frame_name(got.error, where)
                 part = "" if method in (None, self.name) else f" (`{method}`)"
@@ -128,10 +140,10 @@ class Exercise:
             if named := self._named(gots, wants, args_list, first):
                 return Verdict("wrong", named, [])
             detail = _line_of(gots[first].error, where) or [f"on the input: {_inputs(args_list[first])}"]
-            if gots[first].error is None and (law := self._broken_law(fn)):
+            if gots[first].error is None and (law := self._limited(spent, self._broken_law, fn)):
                 return Verdict("wrong", law, [said[first], *detail])
             return Verdict("wrong", said[first], detail)
-        if law := self._broken_law(fn):
+        if law := self._limited(spent, self._broken_law, fn):
             return Verdict("wrong", law, [])
         return Verdict("solved", "right", [])
 
