@@ -278,7 +278,7 @@ class Chapter:
 
     def _count(self) -> str:
         # What earlier sittings solved counts too.
-        if progress._work_folder():
+        if progress.work_folder():
             self._states = {**self._states, **progress.load().get(self.name, {})}
         solved = sum(self._states.get(name) == "solved" for name in self.exercises)
         return f"{solved} of {len(self.exercises)} in this chapter."

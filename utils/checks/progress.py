@@ -41,7 +41,7 @@ def load(folder: Path = WORK) -> dict[str, dict[str, str]]:
 
 def record(chapter: str, exercise: str, state: str, folder: Path | None = None) -> None:
     """Note an exercise's state; what was solved once stays solved. Only inside `work/`, where learners work."""
-    folder = folder or _work_folder()
+    folder = folder or work_folder()
     if folder is None:
         return
     done = load(folder)
@@ -57,6 +57,6 @@ def record(chapter: str, exercise: str, state: str, folder: Path | None = None) 
         print(f"Your progress could not be saved ({error}). Your notebook is not affected.", file=sys.stderr)
 
 
-def _work_folder() -> Path | None:
+def work_folder() -> Path | None:
     here = Path.cwd().resolve()
     return WORK if here == WORK.resolve() or WORK.resolve() in here.parents else None

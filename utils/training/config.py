@@ -84,23 +84,10 @@ CONFIGS: dict[str, Config] = {
             changes=((3900, 2.5e-3, 0.35),),
             snapshots=True,
         ),
-        Config(
-            "pico-attn-1l",
-            "attention-only",
-            n_layers=1,
-            n_heads=12,
-            d_model=128,
-            d_head=16,
-            position_std=0.5,
-            steps=7500,
-            learning_rate=4e-3,
-            weight_decay=0.01,
-            repeated_share=0.35,
-            changes=((3900, 2.5e-3, 0.35),),
-            snapshots=True,
-        ),
     ]
 }
+# The control differs from the two-layer model in its depth and in nothing else.
+CONFIGS["pico-attn-1l"] = replace(CONFIGS["pico-attn-2l"], name="pico-attn-1l", n_layers=1)
 
 
 def smoke(config: Config) -> Config:
