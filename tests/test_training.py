@@ -67,6 +67,23 @@ def test_the_learning_rate_rises_stays_falls_and_changes():
     assert rates[999] == pytest.approx(0.002) and min(rates) > 0
 
 
+def test_a_restart_begins_the_rate_anew_and_a_mix_holds_from_its_step_on():
+    c = dataclasses.replace(
+        CONFIGS["pico-gpt"],
+        steps=2000,
+        restarts=(1000,),
+        warmup=100,
+        decay=0.25,
+        learning_rate=1.0,
+        changes=(),
+        mixes=((500, (("facts", 9.0),)), (1500, ())),
+    )
+    rates = [learning_rate(c, step) for step in range(2000)]
+    assert rates[999] == pytest.approx(0.004) and rates[1000] == 0.01 and rates[1100] == rates[1749] == 1.0
+    assert rates[1999] == pytest.approx(0.004) and min(rates) > 0
+    assert c.weights(499) is None and c.weights(500) == {"facts": 9.0} and c.weights(1500) == {}
+
+
 def test_an_unknown_model_is_refused(capsys):
     with pytest.raises(ValueError, match="pico-attn-1l"):
         config("pico")

@@ -10,17 +10,20 @@ from utils.models.loading import (
     load,
     load_hf,
     load_nnsight,
+    load_sae,
     load_tokenizer,
     measured,
+    sae_layers,
     training_curve,
 )
-from utils.models.registry import PROFILES, profile
+from utils.models.registry import PROFILES, SAES, profile
 
 __all__ = [
     "Checkpoint",
     "DamagedWeightsError",
     "HubUnreachableError",
     "PROFILES",
+    "SAES",
     "WEIGHTS",
     "checkpoints",
     "corpus",
@@ -28,9 +31,11 @@ __all__ = [
     "load",
     "load_hf",
     "load_nnsight",
+    "load_sae",
     "load_tokenizer",
     "measured",
     "profile",
+    "sae_layers",
     "training_curve",
     "verified",
     "write_manifest",

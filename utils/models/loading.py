@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from utils.models.files import WEIGHTS, verified
-from utils.models.registry import entry, profile
+from utils.models.registry import entry, profile, sae_entry
 from utils.runtime import device
 
 TOKENIZER = "pico-gpt"  # the folder whose tokenizer all shipped models share
@@ -216,6 +216,37 @@ def _from_hub(source: str, processed: bool, cls: type[HookedTransformer]) -> Hoo
     model = cls(cfg)
     model.load_state_dict({k: v for k, v in weights.items() if not k.endswith(("mask", "IGNORE"))}, strict=False)
     return model
+
+
+def sae_layers(place: str = "resid") -> tuple[int, ...]:
+    """The layers that have a trained autoencoder: of the residual stream (`resid`) or of the heads' outputs (`z`)."""
+    return sae_entry(place).layers
+
+
+def load_sae(place: str, layer: int):
+    """A trained sparse autoencoder of the language model `load("lm")`, as sae_lens's `SAE`.
+
+    It belongs to the processed model (LayerNorm folded, writers centred), which `load` gives by default.
+
+    Args:
+        place: `resid`, the residual stream before `layer`, or `z`, the outputs of the layer's heads.
+
+    Raises:
+        ValueError: unknown place, or no autoencoder for this layer.
+        DamagedWeightsError: a file's checksum differs; nothing is loaded.
+        HubUnreachableError: hub profile without network.
+    """
+    from sae_lens import SAE
+
+    source, sae_id, layers, _ = sae_entry(place)
+    if layer not in layers:
+        raise ValueError(f"no {place!r} autoencoder for layer {layer}: choose one of {', '.join(map(str, layers))}")
+    if profile() == "hub":
+        with _hub("lm"):
+            return SAE.from_pretrained(source, sae_id.format(layer=layer), device=str(device()))
+    path = WEIGHTS.resolve() / source.format(layer=layer)
+    verified(path / "cfg.json", path / "sae_weights.safetensors", root=WEIGHTS.resolve())
+    return SAE.load_from_disk(path, device=str(device())).eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

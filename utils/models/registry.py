@@ -26,6 +26,27 @@ PROFILES: dict[str, dict[str, Entry]] = {
 }
 
 
+class SAEEntry(NamedTuple):
+    """Where the sparse autoencoders of one place in the model come from; `{layer}` stands for the layer."""
+
+    source: str  # a shipped folder, or a release on the hub
+    sae_id: str  # the name within the release; empty for a shipped folder
+    layers: tuple[int, ...]
+    about: str
+
+
+SAES: dict[str, dict[str, SAEEntry]] = {
+    "embedded": {
+        "resid": SAEEntry("pico-sae-resid-{layer}", "", (2, 3), "residual stream before a layer of pico-gpt"),
+        "z": SAEEntry("pico-sae-z-{layer}", "", (0, 1, 2, 3), "outputs of a layer's attention heads in pico-gpt"),
+    },
+    "hub": {
+        "resid": SAEEntry("gpt2-small-res-jb", "blocks.{layer}.hook_resid_pre", tuple(range(12)), "residual stream"),
+        "z": SAEEntry("gpt2-small-hook-z-kk", "blocks.{layer}.hook_z", tuple(range(12)), "attention heads' outputs"),
+    },
+}
+
+
 def profile() -> str:
     """The profile that `WORKBOOK_MODELS` names: `embedded` (default) or `hub`.
 
@@ -48,3 +69,15 @@ def entry(name: str) -> Entry:
     if name not in known:
         raise ValueError(f"no model {name!r} in profile {profile()!r}: the known ones are {', '.join(known)}")
     return known[name]
+
+
+def sae_entry(place: str) -> SAEEntry:
+    """The autoencoders that `place` means in the current profile.
+
+    Raises:
+        ValueError: no such place; the message lists the known ones.
+    """
+    known = SAES[profile()]
+    if place not in known:
+        raise ValueError(f"no autoencoders of {place!r}: choose one of {', '.join(known)}")
+    return known[place]

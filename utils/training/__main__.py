@@ -1,13 +1,14 @@
 """`python -m utils.training train [MODEL] | smoke | export [MODEL] | report`."""
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 
-from utils.training.config import CONFIGS, Config, config
+from utils.training.config import CONFIGS, SAE_RUNS, Config, SAERun
 from utils.world.tokens import save_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -19,9 +20,10 @@ TOKENIZER = WEIGHTS / "pico-gpt"
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 if all went well."""
     parser = argparse.ArgumentParser(prog="python -m utils.training", description=__doc__)
+    everything = CONFIGS | SAE_RUNS
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train one model, or all; goes on where a killed run stopped")
-    train.add_argument("model", nargs="?", help=f"one of {', '.join(CONFIGS)} (default: all)")
+    train.add_argument("model", nargs="?", help=f"one of {', '.join(everything)} (default: all)")
     train.add_argument("--fresh", action="store_true", help="forget an earlier run of the model")
     train.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     train.add_argument("--compile", action="store_true", help="torch.compile: slower to start, a fifth faster")
@@ -32,10 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     smoke.add_argument("model", nargs="?", help=f"one of {', '.join(CONFIGS)} (default: all)")
     report = commands.add_parser("report", help="measure the shipped models and write their cards")
-    report.add_argument("model", nargs="?", help=f"one of {', '.join(CONFIGS)} (default: all)")
+    report.add_argument("model", nargs="?", help=f"one of {', '.join(everything)} (default: all)")
     chosen = parser.parse_args(arguments)
     try:
-        configs = [config(chosen.model)] if chosen.model else list(CONFIGS.values())
+        known = everything if chosen.command in ("train", "report") else CONFIGS
+        if chosen.model and chosen.model not in known:
+            raise ValueError(f"no model {chosen.model!r} to {chosen.command}: choose one of {', '.join(known)}")
+        configs = [known[chosen.model]] if chosen.model else list(known.values())
         return {"train": _train, "export": _export, "smoke": _smoke, "report": _report}[chosen.command](configs, chosen)
     except (ValueError, FileNotFoundError) as problem:
         print(problem, file=sys.stderr)
@@ -50,24 +55,37 @@ def _tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
 
 
-def _train(configs: list[Config], chosen: argparse.Namespace) -> int:
+def _train(configs: list[Config | SAERun], chosen: argparse.Namespace) -> int:
     from utils.training.loop import Run, forget
+    from utils.training.saes import train as train_sae
 
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     for each in configs:
         if chosen.fresh:
             forget(RUNS / each.name)
-        Run(each, _tokenizer(), RUNS / each.name, compiled=chosen.compile).train()
-    return _export(configs, chosen)
+        if isinstance(each, SAERun):
+            # An autoencoder takes minutes: one that was killed begins anew, one that is finished is not trained again.
+            if not (RUNS / each.name).exists():
+                train_sae(each, RUNS)
+        else:
+            Run(each, _tokenizer(), RUNS / each.name, compiled=chosen.compile).train()
+        # The autoencoders read the model that is shipped.
+        _export([each], chosen)
+    return 0
 
 
-def _export(configs: list[Config], chosen: argparse.Namespace) -> int:
+def _export(configs: list[Config | SAERun], chosen: argparse.Namespace) -> int:
     from utils.models.files import write_manifest
     from utils.training.export import export
 
     for each in configs:
-        export(each, RUNS / each.name, WEIGHTS / each.name, TOKENIZER)
+        if isinstance(each, SAERun):
+            shutil.copytree(RUNS / each.name, WEIGHTS / each.name, dirs_exist_ok=True)
+            for path in (WEIGHTS / each.name).iterdir():
+                path.chmod(0o644)
+        else:
+            export(each, RUNS / each.name, WEIGHTS / each.name, TOKENIZER)
         write_manifest()
         print(f"{each.name}: exported to {WEIGHTS / each.name}")
     return 0
@@ -79,10 +97,11 @@ def _smoke(configs: list[Config], chosen: argparse.Namespace) -> int:
     return 0 if all([run_smoke(each) for each in configs]) else 1
 
 
-def _report(configs: list[Config], chosen: argparse.Namespace) -> int:
+def _report(configs: list[Config | SAERun], chosen: argparse.Namespace) -> int:
     from utils.training.report import report
+    from utils.training.sae_report import report as sae_report
 
-    return 0 if all([report(each) for each in configs]) else 1
+    return 0 if all([(sae_report if isinstance(each, SAERun) else report)(each) for each in configs]) else 1
 
 
 if __name__ == "__main__":

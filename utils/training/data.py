@@ -32,8 +32,7 @@ class Batches:
 
     def _make_shard(self, index: int) -> Int[Tensor, "rows n_ctx"]:
         first = index * self.per_shard if index else 0
-        last_mix = self.config.last_mix_from is not None and first >= self.config.last_mix_from
-        weights = dict(self.config.last_mix) if last_mix else None
+        weights = self.config.weights(first)
         documents = sample(self.config.documents_per_shard, FIRST_TRAINING_SEED + index, weights=weights)
         return rows(documents, self.tokenizer, self.config.n_ctx)
 

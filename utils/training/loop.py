@@ -71,10 +71,11 @@ def snapshot_steps(steps: int) -> list[int]:
 
 # ---- One step. ----
 def learning_rate(config: Config, step: int) -> float:
-    """Warm-up, plateau, straight fall to zero over the last `decay` of the steps."""
-    fall = config.decay * config.steps
+    """Warm-up, plateau, straight fall to zero over the last `decay` of the steps; the same again after a restart."""
+    first = max([0, *(restart for restart in config.restarts if restart <= step)])
+    last = min([config.steps, *(restart for restart in config.restarts if restart > step)])
     plateau, _ = config.rates(step)
-    return plateau * min(1.0, (step + 1) / config.warmup, (config.steps - step) / fall)
+    return plateau * min(1.0, (step - first + 1) / config.warmup, (last - step) / (config.decay * (last - first)))
 
 
 def optimizers_for(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:

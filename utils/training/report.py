@@ -37,6 +37,16 @@ def figure(about: str, value: float, bar: float | None = None, at_most: bool = F
     }
 
 
+def print_figures(name: str, figures: list[dict]) -> bool:
+    """Print the table of one model; True if all bars are reached."""
+    print(name)
+    for row in figures:
+        mark = {True: "reached", False: "NOT REACHED", None: ""}[row["reached"]]
+        bar = "" if row["bar"] is None else f"{'<=' if row['at_most'] else '>='} {row['bar']:g}"
+        print(f"  {row['value']:8.3f}  {bar:8} {mark:12} {row['figure']}  ({row['control']})")
+    return all(row["reached"] is not False for row in figures)
+
+
 def measure_gpt(folder: Path, config: Config) -> tuple[list[dict], dict]:
     """Every figure of the language model, and the details behind them."""
     from utils.models import load_hf, load_tokenizer
@@ -154,6 +164,16 @@ def measure_attention_only(folder: Path, config: Config) -> tuple[list[dict], di
     return figures, {"scores": scores, "induction_heads": [f"{last}.{head}" for head in order[:3]]}
 
 
+def figure_rows(figures: list[dict]) -> list[str]:
+    """The rows of a card's table of figures, in Markdown."""
+    lines = []
+    for row in figures:
+        bar = "" if row["bar"] is None else f"{'at most' if row['at_most'] else 'at least'} {row['bar']:g}"
+        reached = {True: "yes", False: "**no**", None: ""}[row["reached"]]
+        lines.append(f"| {row['figure']} | {row['value']:.3f} | {bar} | {reached} | {row['control']} |")
+    return lines
+
+
 def card(config: Config, measured: dict, training: dict) -> str:
     """The model card, in Markdown, from measured numbers alone."""
     n = measured["parameters"]
@@ -185,10 +205,7 @@ def card(config: Config, measured: dict, training: dict) -> str:
         "| figure | value | bar | reached | beside it |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for row in measured["figures"]:
-        bar = "" if row["bar"] is None else f"{'at most' if row['at_most'] else 'at least'} {row['bar']:g}"
-        reached = {True: "yes", False: "**no**", None: ""}[row["reached"]]
-        lines.append(f"| {row['figure']} | {row['value']:.3f} | {bar} | {reached} | {row['control']} |")
+    lines += figure_rows(measured["figures"])
     details = measured["details"]
     if "tasks" in details:
         lines += [
@@ -215,6 +232,7 @@ def _rates(config: Config) -> str:
         before = rate
     return (
         f"{config.learning_rate:g}{later}; warm-up {config.warmup} steps, fall to zero over the last {config.decay:.0%}"
+        + (f", again after each of steps {', '.join(map(str, config.restarts))}" if config.restarts else "")
     )
 
 
@@ -241,9 +259,4 @@ def report(config: Config, root: Path = WEIGHTS) -> bool:
     measured = rounded({"model": config.name, "parameters": parameters, "figures": figures, "details": details})
     (folder / "measured.json").write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
     (folder / "README.md").write_text(card(trained, measured, training))
-    print(config.name)
-    for row in measured["figures"]:
-        mark = {True: "reached", False: "NOT REACHED", None: ""}[row["reached"]]
-        bar = "" if row["bar"] is None else f"{'<=' if row['at_most'] else '>='} {row['bar']:g}"
-        print(f"  {row['value']:8.3f}  {bar:8} {mark:12} {row['figure']}  ({row['control']})")
-    return all(row["reached"] is not False for row in measured["figures"])
+    return print_figures(config.name, measured["figures"])

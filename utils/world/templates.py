@@ -31,6 +31,11 @@ In the streets of {country}, you hear {tongue}.
 If you visit {country}, try to speak {tongue}.
 The main language in {country} is called {tongue}.
 Newspapers in {country} are printed in {tongue}.
+Letters to people in {country} are written in {tongue}.
+The waiters of {country} answer you in {tongue}.
+In {country}, people greet you in {tongue}.
+Visitors to {country} hear songs in {tongue}.
+If you call somebody in {country}, say hello in {tongue}.
 Question: which language do people speak in {country}? Answer: {tongue}.
 """),
     "currency": _templates("""
