@@ -1,0 +1,93 @@
+"""Training, loading and measuring the shipped sparse autoencoders."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+from sae_lens import SAE, HookedSAETransformer
+
+from utils.models import DamagedWeightsError, load, load_sae, loading, sae_layers
+from utils.models import files as model_files
+from utils.saes import sae_metrics
+from utils.training.__main__ import main
+from utils.training.config import SAE_RUNS, SAERun
+from utils.training.saes import train
+from utils.world import rows, sample
+
+TINY = dict(d_sae=256, k=8.0, n_tokens=60_000, batch_tokens=1024)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load("lm", cls=HookedSAETransformer)
+
+
+@pytest.fixture(scope="module")
+def tokens(model):
+    return rows(sample(200, 5), model.tokenizer.backend_tokenizer, 128).long()[:24]
+
+
+@pytest.mark.parametrize("hook_name", ["blocks.2.hook_resid_pre", "blocks.1.attn.hook_z"])
+def test_training_saves_what_sae_lens_loads_and_beats_an_untrained_one(model, tokens, tmp_path, hook_name):
+    settings = SAERun(hook_name, **TINY)
+    folder = train(settings, tmp_path, model)
+    assert folder == tmp_path / settings.name and not (tmp_path / f"{settings.name}.part").exists()
+    sae = SAE.load_from_disk(folder)
+    assert sae.cfg.metadata.hook_name == hook_name and sae.W_dec.shape == (256, 192)
+    assert sae.cfg.metadata.training["settings"]["n_tokens"] == 60_000
+    trained = sae_metrics(model, sae, tokens)
+    less = train(dataclasses.replace(settings, n_tokens=2 * 1024), tmp_path / "less", model)
+    barely = sae_metrics(model, SAE.load_from_disk(less), tokens)
+    assert trained["explained_variance"] > barely["explained_variance"] + 0.1
+    assert 4 < trained["L0"] < 16
+
+
+def test_every_shipped_autoencoder_fits_the_model_and_reconstructs(model, tokens):
+    assert set(SAE_RUNS) == {f"pico-sae-{place}-{layer}" for place in ("resid", "z") for layer in sae_layers(place)}
+    assert len(sae_layers("resid")) >= 2 and sae_layers("z") == tuple(range(model.cfg.n_layers))
+    for place in ("resid", "z"):
+        for layer in sae_layers(place):
+            sae = load_sae(place, layer)
+            metrics = sae_metrics(model, sae, tokens)
+            assert sae.cfg.d_sae >= 8 * model.cfg.d_model and not sae.W_dec.requires_grad
+            assert metrics["explained_variance"] > 0.85 and metrics["L0"] < 35 and metrics["loss_recovered"] > 0.9
+
+
+def test_an_unknown_place_or_layer_is_named():
+    with pytest.raises(ValueError, match="no 'resid' autoencoder for layer 7: choose one of"):
+        load_sae("resid", 7)
+    with pytest.raises(ValueError, match="choose one of resid, z"):
+        load_sae("mlp", 0)
+
+
+def test_a_damaged_autoencoder_is_not_loaded(tmp_path, monkeypatch):
+    root = tmp_path / "weights"
+    root.mkdir()
+    shutil.copy(model_files.WEIGHTS / "manifest.json", root)
+    name = f"pico-sae-z-{sae_layers('z')[0]}"
+    shutil.copytree(model_files.WEIGHTS / name, root / name)
+    monkeypatch.setattr(loading, "WEIGHTS", root)
+    assert load_sae("z", 0).cfg.d_sae
+    weights = root / name / "sae_weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-10] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(DamagedWeightsError, match="checksum differs; nothing was loaded"):
+        load_sae("z", 0)
+    weights.unlink()
+    with pytest.raises(DamagedWeightsError, match="the file is missing"):
+        load_sae("z", 0)
+
+
+def test_the_card_tells_what_was_measured():
+    for name in SAE_RUNS:
+        folder = model_files.WEIGHTS / name
+        figures = json.loads((folder / "measured.json").read_text())["figures"]
+        card = (folder / "README.md").read_text()
+        assert all(row["figure"] in card and f"{row['value']:.3f}" in card for row in figures)
+
+
+def test_an_unknown_autoencoder_is_refused(capsys):
+    assert main(["train", "pico-sae-resid-9"]) == 2
+    assert "pico-sae-resid-2" in capsys.readouterr().err

@@ -1,0 +1,186 @@
+"""Pages and pictures about a language model's latents: histograms, examples, logits, and one dashboard for each.
+
+All HTML is static with inline colours: it shows in a notebook that is not trusted, and in both themes.
+"""
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from IPython.display import HTML
+from jaxtyping import Float
+from sae_lens import SAE, ActivationsStore, HookedSAETransformer
+from torch import Tensor
+
+from utils import show
+from utils.saes import (
+    Example,
+    fetch_max_activating_examples,
+    logit_weights,
+    positive_activations,
+)
+
+# A long line of tokens breaks anywhere, rather than run out of the page.
+ROW = "display: flex; gap: 8px; overflow-wrap: anywhere"
+
+
+def plot_latents(acts: Float[Tensor, " d_sae"], title: str) -> go.Figure:
+    """Every latent's activation on one token, as a thin line for each active one."""
+    active = acts.nonzero().squeeze(1)
+    figure = go.Figure(go.Bar(x=active.tolist(), y=show.to_numpy(acts[active]), width=max(1, len(acts) / 300)))
+    figure.update_layout(title=title, xaxis_title="latent", yaxis_title="activation", height=300)
+    figure.update_xaxes(range=[0, len(acts)])
+    return figure
+
+
+def show_activation_histogram(
+    model: HookedSAETransformer, sae: SAE, act_store: ActivationsStore, latent_idx: int, total_batches: int = 10
+) -> go.Figure:
+    """How large a latent's activation is where it is active, and on which share of the tokens it is."""
+    acts, share = positive_activations(model, sae, act_store, latent_idx, total_batches)
+    counts, edges = _histogram(acts)
+    figure = go.Figure(go.Bar(x=(edges[:-1] + edges[1:]) / 2, y=counts, width=np.diff(edges)))
+    figure.update_layout(
+        title=f"Latent {latent_idx} is active on {share:.2%} of the tokens",
+        xaxis_title="activation", yaxis_title="tokens", bargap=0.02, height=320,
+    )  # fmt: skip
+    return figure
+
+
+def _histogram(acts: Float[Tensor, " active"], bins: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    return np.histogram(show.to_numpy(acts), bins=bins, range=(0, max(1e-6, acts.max().item() if len(acts) else 0)))
+
+
+def neuronpedia_link(sae: SAE, latent_idx: int) -> str | None:
+    """The latent's page on neuronpedia.org; None for autoencoders that are not there, as the workbook's own."""
+    place = sae.cfg.metadata.neuronpedia_id
+    return f"https://www.neuronpedia.org/{place}/{latent_idx}" if place else None
+
+
+def show_top_logits(model: HookedSAETransformer, sae: SAE, latent_idx: int, k: int = 10) -> HTML:
+    """The `k` tokens that a latent makes most likely and the `k` that it makes least likely, by the direct path."""
+    return HTML(_logits(model, sae, latent_idx, k))
+
+
+def show_examples(examples: Sequence[Example]) -> HTML:
+    """Windows of text, each token shaded by the latent's activation; one scale for all of them."""
+    return HTML(_examples(examples))
+
+
+def dashboard(
+    model: HookedSAETransformer,
+    sae: SAE,
+    act_store: ActivationsStore,
+    latent_idx: int,
+    total_batches: int = 10,
+    k: int = 8,
+    buffer: int = 8,
+    f1: dict[str, float] | None = None,
+) -> HTML:
+    """One page about a latent: histogram, top examples, top and bottom logits, and what it detects.
+
+    Args:
+        f1: for each of the world's labels the latent's F1 as its detector; the three largest are shown.
+    """
+    acts, share = positive_activations(model, sae, act_store, latent_idx, total_batches)
+    examples = fetch_max_activating_examples(model, sae, act_store, latent_idx, total_batches, k, buffer)
+    parts = [f"<h4>{html.escape(str(sae.cfg.metadata.hook_name))}, latent {latent_idx}</h4>"]
+    if link := neuronpedia_link(sae, latent_idx):
+        parts.append(f'<div><a href="{link}">this latent on Neuronpedia</a></div>')
+    if f1:
+        best = sorted(f1.items(), key=lambda item: -item[1])[:3]
+        parts.append("<div>Label, F1: " + ", ".join(f"{html.escape(k)} {v:.2f}" for k, v in best) + "</div>")
+    parts.append(f"<div>Active on {share:.2%} of the tokens, at most {acts.max() if len(acts) else 0:.1f}.</div>")
+    parts += [_bars(acts), _examples(examples), _logits(model, sae, latent_idx, k)]
+    return HTML('<div style="margin: 8px 0">' + "".join(parts) + "</div>")
+
+
+def _bars(acts: Float[Tensor, " active"], width: int = 420, height: int = 70) -> str:
+    """The histogram as a small SVG; the count's root, so that a thin tail shows."""
+    counts, edges = _histogram(acts)
+    tall = np.sqrt(counts) / max(1.0, np.sqrt(counts.max()))
+    step = width / len(counts)
+    bars = "".join(
+        f'<rect x="{i * step:.1f}" y="{height * (1 - t):.1f}" width="{step - 1:.1f}" height="{height * t:.1f}">'
+        f"<title>{edges[i]:.2f} to {edges[i + 1]:.2f}: {c} tokens</title></rect>"
+        for i, (t, c) in enumerate(zip(tall, counts, strict=True))
+    )
+    text = f'<text x="0" y="{height + 14}">0</text><text x="{width}" y="{height + 14}" text-anchor="end">'
+    text += f"activation {edges[-1]:.1f}</text>"
+    return (
+        f'<svg width="{width}" height="{height + 18}" role="img" aria-label="histogram of activations">'
+        f'<g fill="{show.BLUE}">{bars}</g><g fill="{show.GREY}" font-size="11">{text}</g></svg>'
+    )
+
+
+def _examples(examples: Sequence[Example]) -> str:
+    if not examples:
+        return "<div>Active on none of these tokens.</div>"
+    largest = max(example.acts.max().item() for example in examples)
+    strips = (show.token_strip(tokens, acts, limit=largest).data for tokens, acts in examples)
+    peaks = (example.acts[len(example.acts) // 2].item() for example in examples)
+    rows = (
+        f'<div style="{ROW}"><span style="min-width: 44px; color: {show.GREY}">{peak:.1f}</span>{strip}</div>'
+        for peak, strip in zip(peaks, strips, strict=True)
+    )
+    return "".join(rows)
+
+
+def _logits(model: HookedSAETransformer, sae: SAE, latent_idx: int, k: int) -> str:
+    weights = logit_weights(model, sae, latent_idx)
+    lines = []
+    for name, (values, tokens) in (("raises", weights.topk(k)), ("lowers", (-weights).topk(k))):
+        sign = 1 if name == "raises" else -1
+        words = model.tokenizer.batch_decode(tokens[:, None])
+        strip = show.token_strip(words, sign * values, limit=weights.abs().max().item()).data
+        lines.append(f'<div style="{ROW}"><span style="min-width: 44px">{name}</span>{strip}</div>')
+    return "".join(lines)
+
+
+# ---------------------------------------------------------------- ground truth
+
+
+def plot_label_f1(names: Sequence[str], f1: dict[str, Float[Tensor, " label"]], bar: float = 0.8) -> go.Figure:
+    """For each label the F1 of its best detector of each kind, labels sorted by the first kind."""
+    kinds = list(f1)
+    order = f1[kinds[0]].argsort(descending=True).tolist()
+    figure = go.Figure()
+    for kind, values in f1.items():
+        figure.add_scatter(
+            x=[names[i] for i in order], y=np.round(show.to_numpy(values)[order], 4), mode="markers", name=kind
+        )
+    figure.add_hline(y=bar, line=dict(dash="dot", color=show.GREY))
+    share, *controls = (f"{(values >= bar).float().mean():.0%}" for values in f1.values())
+    figure.update_layout(
+        title=f"A {kinds[0]} detects {share} of the labels with F1 of at least {bar:g}; others: {', '.join(controls)}",
+        xaxis_title="label of the world", yaxis_title="F1 on held-out tokens", height=430,
+    )  # fmt: skip
+    figure.update_xaxes(tickangle=-60, tickfont=dict(size=9))
+    return figure
+
+
+def plot_cover(history: dict[str, list[float]]) -> go.Figure:
+    """F1 of the first 1, 2, 3 … latents together, one line for each label."""
+    figure = go.Figure()
+    for label, values in history.items():
+        figure.add_scatter(x=list(range(1, len(values) + 1)), y=np.round(values, 4), mode="lines+markers", name=label)
+    figure.update_layout(
+        title="Some labels need one latent, some are split over many",
+        xaxis_title="latents taken together", yaxis_title="F1 of 'any of them is active'", height=380,
+    )  # fmt: skip
+    return figure
+
+
+def plot_scores(
+    f1: Sequence[float], detection: Sequence[float], simulation: Sequence[float], texts: Sequence[str]
+) -> go.Figure:
+    """Each latent's two scores against the F1 of its best label."""
+    figure = go.Figure()
+    for name, values in (("detection", detection), ("simulation", simulation)):
+        figure.add_scatter(x=np.round(f1, 4), y=np.round(values, 4), mode="markers", name=name, text=list(texts))
+    figure.update_layout(
+        title="A latent that matches a label is well explained; some others are too, by their tokens",
+        xaxis_title="F1 of the latent's best label", yaxis_title="score of the explanation", height=400,
+    )  # fmt: skip
+    return figure
