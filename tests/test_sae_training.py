@@ -7,7 +7,7 @@ import shutil
 import pytest
 from sae_lens import SAE, HookedSAETransformer
 
-from utils.models import DamagedWeightsError, load, load_sae, loading, sae_layers
+from utils.models import DamagedWeightsError, load, load_sae, load_tokenizer, loading, sae_layers
 from utils.models import files as model_files
 from utils.saes import sae_metrics
 from utils.training.__main__ import main
