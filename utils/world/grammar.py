@@ -244,6 +244,8 @@ def _parse_refrain(text: str, cut: bool) -> str | None:
     lines = text.split("\n")
     if cut:
         lines = lines[:-1]
+    if not lines:
+        return "no verse"
     refrains, kinds = set(), ""
     for line in lines:
         if _verse.read(line)[1] == "" and line:

@@ -270,7 +270,7 @@ def tasks(dice: Dice) -> Document:
     writer = Writer()
     task, layout = dice.pick(_TASK_NAMES), dice.pick(_LAYOUT_NAMES)
     before, between, after = LAYOUTS[layout]
-    for i, (x, y) in enumerate(dice.sample(_TASK_SEEN[task], dice.below(4, 16))):
+    for i, (x, y) in enumerate(dice.sample(_TASK_SEEN[task], dice.below(4, 10))):
         if i:
             writer.add(after)
         writer.add(before + " ")
