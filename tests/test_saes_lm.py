@@ -296,7 +296,7 @@ def test_world_explainer_finds_a_label_a_token_and_both(tokenizer, world):
     quote = tokenizer.encode('"')[0]
     both = torch.maximum(country, 7.0 * (tokens == quote))
     text = explainer.explain(tokens, both, truth)
-    assert text == 'the token "\\"" (7.00), country (3.00)'
+    assert set(text.split(", ")) == {'the token "\\"" (7.00)', "country (3.00)"}
     assert torch.allclose(explainer.simulate(text, tokens, truth), both)
     assert explainers.score(explainer, text, tokens, both, truth) == pytest.approx((1, 1), abs=1e-4)
     other = explainers.score(explainer, "country (3.00)", tokens, (tokens == quote).float(), truth)

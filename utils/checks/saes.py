@@ -1815,7 +1815,7 @@ def _():
     yield lm_model(), lm_sae("attn.hook_z", 0), 11
 
 
-def _through(model, sae, direction, pattern="(head d_head) -> head d_head"):
+def _into_stream(model, sae, direction, pattern="(head d_head) -> head d_head"):
     if sae.cfg.metadata.hook_name.endswith("hook_z"):
         by_head = einops.rearrange(direction, pattern, head=3)
         direction = (by_head[:, None] @ model.W_O[saes.layer_of(sae)]).sum((0, 1))
@@ -1824,7 +1824,7 @@ def _through(model, sae, direction, pattern="(head d_head) -> head d_head"):
 
 @logit_weights.mistake("W_enc is what the latent reads; what it writes is its row of W_dec")
 def _(model, sae, latent_idx):
-    return _through(model, sae, sae.W_enc[:, latent_idx]) @ model.W_U
+    return _into_stream(model, sae, sae.W_enc[:, latent_idx]) @ model.W_U
 
 
 @logit_weights.mistake("a latent of the heads' outputs goes through W_O first: reshape W_dec to [head d_head]")
@@ -1834,22 +1834,22 @@ def _(model, sae, latent_idx):
 
 @logit_weights.mistake("the heads lie side by side: (head d_head), the head counts slowest")
 def _(model, sae, latent_idx):
-    return _through(model, sae, sae.W_dec[latent_idx], "(d_head head) -> head d_head") @ model.W_U
+    return _into_stream(model, sae, sae.W_dec[latent_idx], "(d_head head) -> head d_head") @ model.W_U
 
 
 @logit_weights.mistake("b_dec is no part of what one latent adds: it is there whether the latent is active or not")
 def _(model, sae, latent_idx):
-    return _through(model, sae, sae.W_dec[latent_idx] + sae.b_dec) @ model.W_U
+    return _into_stream(model, sae, sae.W_dec[latent_idx] + sae.b_dec) @ model.W_U
 
 
 @logit_weights.mistake("b_U is no part of what one latent adds: leave it out")
 def _(model, sae, latent_idx):
-    return _through(model, sae, sae.W_dec[latent_idx]) @ model.W_U + model.b_U
+    return _into_stream(model, sae, sae.W_dec[latent_idx]) @ model.W_U + model.b_U
 
 
 @logit_weights.mistake("that is the embedding: the logits come from the unembedding W_U")
 def _(model, sae, latent_idx):
-    return model.W_E @ _through(model, sae, sae.W_dec[latent_idx])
+    return model.W_E @ _into_stream(model, sae, sae.W_dec[latent_idx])
 
 
 @logit_weights.mistake("these are probabilities: leave out the softmax, a logit may be negative")
