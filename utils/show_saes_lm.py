@@ -97,21 +97,20 @@ def dashboard(
 
 
 def _bars(acts: Float[Tensor, " active"], width: int = 420, height: int = 70) -> str:
-    """The histogram as a small SVG; the count's root, so that a thin tail shows."""
+    """The histogram as plain HTML, which JupyterLab shows in any notebook (an SVG only in one that it trusts).
+
+    Heights are the counts' roots, so that a thin tail shows.
+    """
     counts, edges = _histogram(acts)
     tall = np.sqrt(counts) / max(1.0, np.sqrt(counts.max()))
-    step = width / len(counts)
+    bar = f"display: inline-block; width: {width // len(counts)}px; background-color: {show.BLUE}; margin-right: 1px"
     bars = "".join(
-        f'<rect x="{i * step:.1f}" y="{height * (1 - t):.1f}" width="{step - 1:.1f}" height="{height * t:.1f}">'
-        f"<title>{edges[i]:.2f} to {edges[i + 1]:.2f}: {c} tokens</title></rect>"
+        f'<span title="{edges[i]:.2f} to {edges[i + 1]:.2f}: {c} tokens" '
+        f'style="{bar}; height: {height * t:.0f}px"></span>'
         for i, (t, c) in enumerate(zip(tall, counts, strict=True))
     )
-    text = f'<text x="0" y="{height + 14}">0</text><text x="{width}" y="{height + 14}" text-anchor="end">'
-    text += f"activation {edges[-1]:.1f}</text>"
-    return (
-        f'<svg width="{width}" height="{height + 18}" role="img" aria-label="histogram of activations">'
-        f'<g fill="{show.BLUE}">{bars}</g><g fill="{show.GREY}" font-size="11">{text}</g></svg>'
-    )
+    scale = f"activation, from 0 to {edges[-1]:.1f} (height: the root of the number of tokens)"
+    return f'<div>{bars}</div><div style="color: {show.GREY}">{scale}</div>'
 
 
 def _examples(examples: Sequence[Example]) -> str:
