@@ -246,16 +246,67 @@ def test_labelled_rows_are_the_rows_of_training(tokenizer):
 
 
 def test_thresholds_rise_from_the_least_value_and_leave_dead_units_alone():
-    values = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    values = torch.randn(5000, 4, generator=torch.Generator().manual_seed(0))
     values[:, 1] = values[:, 1].relu()
     values[:, 2] = 0
     thresholds = saes.unit_thresholds(values, 5)
     live = thresholds[:, [0, 1, 3]]
     assert (live.diff(dim=0) > 0).all()
     assert thresholds[0, 0] == values[:, 0].min() and thresholds[0, 1] == values[:, 1][values[:, 1] > 0].min()
+    # In even ratios from all to one in a thousand, so that a unit that is never 0 may stand for something rare.
+    firings = (values[:, :1] >= thresholds[:, 0]).sum(0).tolist()
+    assert firings == [5000, 890, 159, 29, 5]
     assert thresholds[:, 2].isinf().all()
     assert torch.equal(values[:, 1] >= thresholds[0, 1], values[:, 1] > 0)
-    assert not saes.f1_scores(values, torch.ones(50, 1).bool(), thresholds)[:, 0, 2].any()
+    assert not saes.f1_scores(values, torch.ones(5000, 1).bool(), thresholds)[:, 0, 2].any()
+
+
+def test_a_rare_label_is_found_by_a_unit_that_is_never_zero():
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.rand(20_000, 1, generator=generator) < 0.005
+    values = torch.randn(20_000, 6, generator=generator)
+    values[:, 4] += 9 * labels[:, 0]
+    unit, f1 = saes.best_units(values, labels)
+    assert unit.item() == 4 and f1.item() > 0.7  # firing on a tenth of all gives 0.1
+
+
+def test_precision_and_recall_are_those_of_the_f1():
+    generator = torch.Generator().manual_seed(4)
+    labels = torch.rand(3000, 4, generator=generator) < 0.2
+    values = torch.rand(3000, 9, generator=generator)
+    values[:, :4] += labels.float()
+    values[:, 2] *= torch.rand(3000, generator=generator) < 0.4  # finds less than half of its label
+    unit, f1 = saes.best_units(values, labels)
+    precision, recall = saes.precision_and_recall(values, labels, unit)
+    assert torch.allclose(2 * precision * recall / (precision + recall), f1, atol=1e-6)
+    assert precision[2] > 0.7 and recall[2] < 0.5
+
+
+def test_probe_finds_what_no_unit_holds_alone():
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(2000, 30, generator=generator)
+    labels = x @ torch.randn(30, 3, generator=generator) > 3
+    logits = saes.probe_scores(x, labels)
+    assert not logits.requires_grad
+    assert saes.best_units(logits, labels)[1].min() > 0.9 > 0.7 > saes.best_units(x, labels)[1].max()
+    # On the half that it has not seen, a probe of labels that mean nothing knows nothing.
+    noise = torch.rand(2000, 3, generator=generator) < 0.3
+    assert saes.best_units(saes.probe_scores(x, noise), noise)[1].max() < 0.6
+
+
+def test_documents_are_parted_and_judged_one_by_one(tokenizer):
+    tokens, truth = saes.labelled_rows(sample(60, 4), tokenizer, 128)
+    kinds = [i for i, label in enumerate(LABELS) if label.startswith("kind:")]
+    held = saes.by_document(truth, tokens, tokenizer.bos_token_id)
+    assert (held[:, kinds].sum(1) == 1).all()  # each document is of one kind
+    whole = ~saes.by_document(~truth, tokens, tokenizer.bos_token_id)
+    assert torch.equal(held[:, kinds], whole[:, kinds])  # and all of it is
+    numbers = torch.arange(tokens.numel()).reshape(*tokens.shape, 1)
+    assert (saes.by_document(numbers, tokens, 0).flatten().diff() > 8).all()
+    with pytest.raises(ValueError, match="begin with"):
+        saes.by_document(truth, tokens.roll(1, dims=1), 0)
+    with pytest.raises(ValueError, match="500 tokens"):
+        saes.by_document(truth, tokens, 0, least=500)
 
 
 def test_a_planted_unit_is_found_and_noise_is_not():

@@ -830,24 +830,25 @@ def f1_scores(
     return torch.stack(scores)
 
 
-def unit_thresholds(values: Float[Tensor, "token unit"], n: int = 10) -> Float[Tensor, "n unit"]:
-    """`n` thresholds for each unit: from the least of its non-zero values up, at even steps of their ranks.
+def unit_thresholds(values: Float[Tensor, "token unit"], n: int = 14) -> Float[Tensor, "n unit"]:
+    """`n` thresholds for each unit, from the one that all its non-zero values reach to the one that few do.
 
-    A value of at least the first one means "not zero at all". A unit that is always 0 gets infinity: it never fires.
+    The share of the non-zero values that reach a threshold falls in even ratios from 1 to 1/1000. So a unit that is
+    hardly ever 0, as a neuron, may detect rare labels too. A unit that is always 0 gets infinity: it never fires.
     """
     ranked = values.masked_fill(values == 0, torch.inf).sort(dim=0).values  # zeros go last
     n_values = (values != 0).sum(0)
-    rank = torch.arange(n, device=values.device)[:, None] * n_values // n
-    return ranked.gather(0, rank)
+    n_firings = (n_values * torch.logspace(0, -3, n, device=values.device)[:, None]).ceil().long()
+    return ranked.gather(0, n_values - n_firings)
 
 
 def best_units(
-    values: Float[Tensor, "token unit"], labels: Bool[Tensor, "token label"], n: int = 10
+    values: Float[Tensor, "token unit"], labels: Bool[Tensor, "token label"], n: int = 14
 ) -> tuple[Int[Tensor, " label"], Float[Tensor, " label"]]:
     """For each label the unit that detects it best, and its F1 on tokens that had no say in the choice.
 
     Unit and threshold are chosen on the first half of the tokens and scored on the second half. Else a thousand units
-    with ten thresholds each would find something in any label.
+    with a dozen thresholds each would find something in any label.
     """
     half = len(values) // 2
     thresholds = unit_thresholds(values[:half], n)
@@ -858,6 +859,72 @@ def best_units(
     truth = labels[half:]
     hits = (fires & truth).sum(0)
     return unit, 2 * hits / (fires.sum(0) + truth.sum(0)).clamp_min(1)
+
+
+def precision_and_recall(
+    values: Float[Tensor, "token unit"],
+    labels: Bool[Tensor, "token label"],
+    unit: Int[Tensor, " label"],
+    n: int = 14,
+) -> tuple[Float[Tensor, " label"], Float[Tensor, " label"]]:
+    """Of each label's own unit: how often it is right where it fires, and how much of the label it finds.
+
+    The threshold is chosen on the first half of the tokens, by F1, as in `best_units`; the second half is scored.
+    """
+    half = len(values) // 2
+    own = values[:, unit]
+    thresholds = unit_thresholds(own[:half], n)
+    scores = f1_scores(own[:half], labels[:half], thresholds).diagonal(dim1=1, dim2=2)
+    fires = own[half:] >= thresholds.gather(0, scores.argmax(dim=0)[None])
+    hits = (fires & labels[half:]).sum(0)
+    return hits / fires.sum(0).clamp_min(1), hits / labels[half:].sum(0).clamp_min(1)
+
+
+def probe_scores(
+    x: Float[Tensor, "token d"], labels: Bool[Tensor, "token label"], iterations: int = 30
+) -> Float[Tensor, "token label"]:
+    """What a linear probe says of each label on each token: logits of a logistic regression, fitted with the labels.
+
+    It sees the labels of the first half of the tokens only. To score it, hand its logits to `best_units`.
+    """
+    half = len(x) // 2
+    x = (x - x[:half].mean(0)) / x[:half].std(0).clamp_min(1e-6)
+    truth = labels[:half].to(x.dtype)
+    weight = torch.zeros(x.shape[1], labels.shape[1], device=x.device, requires_grad=True)
+    bias = torch.zeros(labels.shape[1], device=x.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(x[:half] @ weight + bias, truth, reduction="sum") / half
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return (x @ weight + bias).detach()
+
+
+def by_document(
+    values: Shaped[Tensor, "row seq unit"], tokens: Int[Tensor, "row seq"], end: int, least: int = 8
+) -> Shaped[Tensor, "document unit"]:
+    """The largest value of each unit in each document, in the order of the text; of yes and no, "is it ever yes?".
+
+    A row begins with the token `end`, which also parts the documents in it and belongs to none. Pieces of fewer than
+    `least` tokens, cut by a row's end, are left out.
+
+    Raises:
+        ValueError: a row does not begin with `end`, or no piece is long enough.
+    """
+    if (tokens[:, 0] != end).any():
+        raise ValueError(f"a row must begin with token {end}, which parts the documents")
+    inside = tokens != end
+    number = (~inside).flatten().cumsum(0)[inside.flatten()]  # of the document that a token belongs to
+    pieces = values[inside].split(torch.bincount(number).tolist())
+    long_enough = [piece.amax(dim=0) for piece in pieces if len(piece) >= least]
+    if not long_enough:
+        raise ValueError(f"no document has {least} tokens: give longer rows or a smaller `least`")
+    return torch.stack(long_enough)
 
 
 def greedy_cover(

@@ -140,8 +140,10 @@ def _logits(model: HookedSAETransformer, sae: SAE, latent_idx: int, k: int) -> s
 # ---------------------------------------------------------------- ground truth
 
 
-def plot_label_f1(names: Sequence[str], f1: dict[str, Float[Tensor, " label"]], bar: float = 0.8) -> go.Figure:
-    """For each label the F1 of its best detector of each kind, labels sorted by the first kind."""
+def plot_label_f1(
+    names: Sequence[str], f1: dict[str, Float[Tensor, " label"]], bar: float = 0.8, on: str = "tokens"
+) -> go.Figure:
+    """For each label the F1 of its best detector of each kind, labels sorted by the first kind; `on` says of what."""
     kinds = list(f1)
     order = f1[kinds[0]].argsort(descending=True).tolist()
     figure = go.Figure()
@@ -153,9 +155,31 @@ def plot_label_f1(names: Sequence[str], f1: dict[str, Float[Tensor, " label"]], 
     share, *controls = (f"{(values >= bar).float().mean():.0%}" for values in f1.values())
     figure.update_layout(
         title=f"A {kinds[0]} detects {share} of the labels with F1 of at least {bar:g}; others: {', '.join(controls)}",
-        xaxis_title="label of the world", yaxis_title="F1 on held-out tokens", height=430,
+        xaxis_title="label of the world", yaxis_title=f"F1 on held-out {on}", height=430,
     )  # fmt: skip
     figure.update_xaxes(tickangle=-60, tickfont=dict(size=9))
+    return figure
+
+
+def plot_precision_recall(
+    names: Sequence[str], precision: Float[Tensor, " label"], recall: Float[Tensor, " label"]
+) -> go.Figure:
+    """Each label's best latent: how often it is right where it fires, against how much of the label it finds."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=np.round(show.to_numpy(recall), 4),
+        y=np.round(show.to_numpy(precision), 4),
+        mode="markers", text=list(names), hovertemplate="%{text}<br>precision %{y:.2f}, recall %{x:.2f}<extra></extra>",
+    )  # fmt: skip
+    figure.update_layout(
+        title=f"The best latents are right, but find a part: median precision {precision.median():.2f}, "
+        f"recall {recall.median():.2f}",
+        xaxis_title="recall: share of the labelled tokens that it finds",
+        yaxis_title="precision: share of its tokens that are labelled",
+        height=400,
+    )
+    figure.update_xaxes(range=[-0.02, 1.02])
+    figure.update_yaxes(range=[-0.02, 1.02])
     return figure
 
 
@@ -164,10 +188,13 @@ def plot_cover(history: dict[str, list[float]]) -> go.Figure:
     figure = go.Figure()
     for label, values in history.items():
         figure.add_scatter(x=list(range(1, len(values) + 1)), y=np.round(values, 4), mode="lines+markers", name=label)
+    most = max(history, key=lambda label: history[label][-1] - history[label][0])
+    values = history[most]
     figure.update_layout(
-        title="Some labels need one latent, some are split over many",
+        title=f"{most} is split: F1 {values[0]:.2f} with one latent, {values[-1]:.2f} with {len(values)}",
         xaxis_title="latents taken together", yaxis_title="F1 of 'any of them is active'", height=380,
     )  # fmt: skip
+    figure.update_xaxes(dtick=1)
     return figure
 
 
@@ -176,10 +203,13 @@ def plot_scores(
 ) -> go.Figure:
     """Each latent's two scores against the F1 of its best label."""
     figure = go.Figure()
+    fit = {}
     for name, values in (("detection", detection), ("simulation", simulation)):
         figure.add_scatter(x=np.round(f1, 4), y=np.round(values, 4), mode="markers", name=name, text=list(texts))
+        fit[name] = np.corrcoef(f1, values)[0, 1]
     figure.update_layout(
-        title="A latent that matches a label is well explained; some others are too, by their tokens",
+        title="The scores follow the label's F1: correlation "
+        + ", ".join(f"{name} {value:.2f}" for name, value in fit.items()),
         xaxis_title="F1 of the latent's best label", yaxis_title="score of the explanation", height=400,
     )  # fmt: skip
     return figure

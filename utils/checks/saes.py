@@ -1992,27 +1992,27 @@ def _choose(values, labels, n, chosen_on, scored_on, measure=None, level=None):
 
 
 @best_units.mistake("you chose and scored on the same tokens: score on the second half, which had no say in the choice")
-def _(values, labels, n=10):
+def _(values, labels, n=14):
     return _choose(values, labels, n, "first", "first")
 
 
 @best_units.mistake("you used all tokens for both: choose on the first half, score on the second")
-def _(values, labels, n=10):
+def _(values, labels, n=14):
     return _choose(values, labels, n, "all", "all")
 
 
 @best_units.mistake("the test tokens had a say in the choice: look at the first half only until you score")
-def _(values, labels, n=10):
+def _(values, labels, n=14):
     return _choose(values, labels, n, "all", "second")
 
 
 @best_units.mistake("the halves are swapped: choose on the first, score on the second")
-def _(values, labels, n=10):
+def _(values, labels, n=14):
     return _choose(values, labels, n, "second", "first")
 
 
 @best_units.mistake("you chose by recall: a unit that always fires wins everything; choose by F1")
-def _(values, labels, n=10):
+def _(values, labels, n=14):
     def recall(values, labels, thresholds):
         hits, _, misses, _ = _counts(values, labels, thresholds)
         return hits / (hits + misses).clamp_min(1)
@@ -2021,7 +2021,7 @@ def _(values, labels, n=10):
 
 
 @best_units.mistake("you used the lowest threshold only: choose unit and threshold together")
-def _(values, labels, n=10):
+def _(values, labels, n=14):
     return _choose(values, labels, n, "first", "second", level=1)
 
 
@@ -2040,8 +2040,97 @@ def _(best_units):
 
 
 @best_units.right
-def _(values, labels, n=10):
+def _(values, labels, n=14):
     return _choose(values, labels, n, "first", "second")
+
+
+# ---------------------------------------------------------------- by_document
+
+by_document = exercise(saes.by_document)
+
+
+def _rows_of_documents(lengths, seed: int = 0, units: int = 3):
+    """Rows in which pieces of these lengths stand one after the other, each after a token 0, and random values."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(1, 50, (len(lengths), sum(lengths[0]) + len(lengths[0])), generator=generator)
+    for row, pieces in zip(tokens, lengths, strict=True):
+        starts = torch.tensor([0, *pieces[:-1]]).cumsum(0) + torch.arange(len(pieces))
+        row[starts] = 0
+    return torch.randn(*tokens.shape, units, generator=generator), tokens
+
+
+@by_document.cases
+def _():
+    values, tokens = _rows_of_documents([(9, 12, 3), (8, 7, 9)])
+    yield values, tokens, 0
+    yield values - 5, tokens, 0, 3
+    yield values > 1, tokens, 0, 4
+    yield *_rows_of_documents([(20,), (20,)], seed=1), 0
+
+
+def _documents(values, tokens, end, least, with_end=False):
+    """The values of each document that is long enough, row by row."""
+    for row, row_tokens in zip(values, tokens, strict=True):
+        starts = [*(row_tokens == end).nonzero().flatten().tolist(), len(row)]
+        for start, stop in zip(starts, starts[1:], strict=False):
+            if stop - start - 1 >= least:
+                yield row[start + (not with_end) : stop]
+
+
+@by_document.mistake("a row holds several documents: part them at the token `end`")
+def _(values, tokens, end, least=8):
+    return values.amax(dim=1)
+
+
+@by_document.mistake("you counted the token `end` with the document after it: it belongs to none")
+def _(values, tokens, end, least=8):
+    return torch.stack([piece.amax(0) for piece in _documents(values, tokens, end, least, with_end=True)])
+
+
+@by_document.mistake("that is the mean over a document: a latent that fires once has found it; take the largest value")
+def _(values, tokens, end, least=8):
+    return torch.stack([piece.float().mean(0) for piece in _documents(values, tokens, end, least)])
+
+
+@by_document.mistake("that is the value on a document's last token: take the largest of all")
+def _(values, tokens, end, least=8):
+    return torch.stack([piece[-1] for piece in _documents(values, tokens, end, least)])
+
+
+@by_document.mistake("you kept the short pieces: leave out those of fewer than `least` tokens")
+def _(values, tokens, end, least=8):
+    return torch.stack([piece.amax(0) for piece in _documents(values, tokens, end, 1)])
+
+
+@by_document.mistake("a piece of exactly `least` tokens is long enough: >=")
+def _(values, tokens, end, least=8):
+    return torch.stack([piece.amax(0) for piece in _documents(values, tokens, end, least + 1)])
+
+
+@by_document.mistake("where all values are negative you return 0: start from the first value, or from minus infinity")
+def _(values, tokens, end, least=8):
+    return torch.stack([piece.amax(0).clamp_min(0) for piece in _documents(values, tokens, end, least)])
+
+
+@by_document.law("the order of the tokens within a document must not matter")
+def _(by_document):
+    values, tokens = _rows_of_documents([(9, 12, 10)], seed=4)
+    mirrored = values.clone()
+    mirrored[0, 1:10] = values[0, 1:10].flip(0)
+    return torch.equal(by_document(values, tokens, 0), by_document(mirrored, tokens, 0))
+
+
+@by_document.law("what one document holds must not change what is found of another")
+def _(by_document):
+    values, tokens = _rows_of_documents([(9, 12, 10)], seed=5)
+    other = values.clone()
+    other[0, 1:10] = 9
+    return torch.equal(by_document(values, tokens, 0)[1:], by_document(other, tokens, 0)[1:])
+
+
+@by_document.right
+def _(values, tokens, end, least=8):
+    return torch.stack([piece.amax(0) for piece in _documents(values, tokens, end, least)])
 
 
 # ---------------------------------------------------------------- greedy_cover

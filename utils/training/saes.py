@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -54,7 +55,9 @@ def train(settings: SAERun, folder: Path, model: HookedTransformer | None = None
     torch.manual_seed(0)
     begun = time.monotonic()
     model = load("lm") if model is None else model
-    stream = mixing_buffer(64 * settings.batch_tokens, settings.batch_tokens, activations(model, settings))
+    mean = torch.cat(list(islice(activations(model, settings), 16))).mean(dim=0)
+    centred = (found - mean for found in activations(model, settings))
+    stream = mixing_buffer(64 * settings.batch_tokens, settings.batch_tokens, centred)
     kind = {"reshape_activations": "hook_z"} if settings.hook_name.endswith("hook_z") else {}
     sae = BatchTopKTrainingSAE(
         BatchTopKTrainingSAEConfig(
@@ -83,6 +86,8 @@ def train(settings: SAERun, folder: Path, model: HookedTransformer | None = None
         sae=sae,
         data_provider=stream,
     ).fit()
+    # The decoder's bias is taken off the input and put back on the output: with the mean in it, both are as trained.
+    sae.b_dec.data += mean
     metadata = sae.cfg.metadata
     metadata.hook_name, metadata.context_size, metadata.prepend_bos = settings.hook_name, settings.context, True
     metadata.model_name = "pico-gpt"
