@@ -13,19 +13,19 @@ PLACES = {
     "hook_embed": (0, 1),
     "hook_pos_embed": (-1, 1),
     "hook_resid_pre": (0, 2),
-    "ln1.hook_normalized": (1, 3),
-    "attn.hook_q": (1, 4),
-    "attn.hook_k": (2, 4),
-    "attn.hook_v": (3, 4),
-    "attn.hook_attn_scores": (1, 5),
-    "attn.hook_pattern": (1, 6),
-    "attn.hook_z": (3, 7),
-    "hook_attn_out": (1, 8),
+    "ln1.hook_normalized": (1.2, 3),
+    "attn.hook_q": (1.2, 4),
+    "attn.hook_k": (2.2, 4),
+    "attn.hook_v": (3.2, 4),
+    "attn.hook_attn_scores": (1.2, 5),
+    "attn.hook_pattern": (1.2, 6),
+    "attn.hook_z": (3.2, 7),
+    "hook_attn_out": (1.2, 8),
     "hook_resid_mid": (0, 8),
-    "ln2.hook_normalized": (1, 9),
-    "mlp.hook_pre": (1, 10),
-    "mlp.hook_post": (1, 11),
-    "hook_mlp_out": (1, 12),
+    "ln2.hook_normalized": (1.2, 9),
+    "mlp.hook_pre": (1.2, 10),
+    "mlp.hook_post": (1.2, 11),
+    "hook_mlp_out": (1.2, 12),
     "hook_resid_post": (0, 12),
     "ln_final.hook_normalized": (0, 13),
     "logits": (0, 14),
@@ -98,12 +98,12 @@ def flowchart(cfg: Config, batch: int | str = "batch", pos: int | str = "pos") -
             x=x, y=y, text=f"<b>{name}</b><br>({sizes})", showarrow=False, font=dict(size=11, color=colour),
             bordercolor=colour, borderpad=3,
         )  # fmt: skip
-    figure.add_shape(type="rect", x0=-0.4, x1=3.6, y0=1.5, y1=12.38, line=dict(color=FAINT, dash="dot"))
-    figure.add_annotation(x=3.5, y=12.1, text=f"one block; there are {cfg.n_layers}", showarrow=False, xanchor="right")
+    figure.add_shape(type="rect", x0=-0.4, x1=3.8, y0=1.5, y1=12.38, line=dict(color=FAINT, dash="dot"))
+    figure.add_annotation(x=3.7, y=12.1, text=f"one block; there are {cfg.n_layers}", showarrow=False, xanchor="right")
     figure.update_layout(
         title=f"Every tensor of a GPT-2 with {cfg.n_layers} layers, {cfg.n_heads} heads and d_model = {cfg.d_model}",
         height=1000,
     )
-    figure.update_xaxes(visible=False, range=[-1.5, 3.7])
+    figure.update_xaxes(visible=False, range=[-1.45, 3.85])
     figure.update_yaxes(visible=False, range=[-0.6, 14.6])
     return figure

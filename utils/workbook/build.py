@@ -4,6 +4,7 @@ import ast
 import hashlib
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 import jupytext
@@ -18,6 +19,7 @@ KERNEL = {
 }
 LARGEST = 1_000_000  # bytes of a solved notebook: larger ones are slow to open and to review
 TOLERANCES = {"rtol", "atol"}
+AFTER_HINTS = re.compile(r"(?<=</details>)\n+(?!\n|<details>)")
 
 
 # ---------------------------------------------------------------- code of an exercise
@@ -103,7 +105,8 @@ def chapter_cells(path: Path, solved: bool) -> list:
     for cell in jupytext.read(path, fmt="md").cells:
         target = cell.metadata.get("exercise")
         if cell.cell_type == "markdown":
-            cells.append(new_markdown_cell(cell.source))
+            # In a cell of its own, what follows the hints doesn't stick to their last line.
+            cells += [new_markdown_cell(part) for part in AFTER_HINTS.split(cell.source)]
         elif cell.cell_type == "code" and not target:
             cells.append(new_code_cell(cell.source, metadata=_tolerance(cell)))
         elif cell.cell_type == "code":
