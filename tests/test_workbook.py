@@ -75,6 +75,18 @@ def test_learner_and_solved_notebook(course):
     assert solved.cells[-1].metadata.tolerance == {"rtol": 0.1, "why": "an example"}
 
 
+def test_text_after_the_hints_is_a_cell_of_its_own(course):
+    source, chapters, solutions, _ = course
+    hints = "<details>\n<summary>1</summary>\n\nA.\n\n</details>\n\n<details>\n<summary>2</summary>\n\nB.\n\n</details>"
+    text = SOURCE.replace("More text.", f"{hints}\n\nMore text.").replace("Some text.", f"Some text.\n\n{hints}")
+    (source / "01_sample.md").write_text(text)
+    build(source, chapters, solutions)
+    for folder in (chapters, solutions):
+        texts = [c.source for c in read_notebook(folder / "01_sample.ipynb").cells if c.cell_type == "markdown"]
+        assert texts[0].endswith(f"Some text.\n\n{hints}")  # nothing follows: no empty cell
+        assert texts[-2:] == [hints, "More text."]
+
+
 def test_second_build_writes_nothing(course):
     assert build(*course[:3]) == []
 

@@ -61,11 +61,14 @@ STREAM = {"hook_resid_pre", "hook_resid_mid", "hook_resid_post"}
 
 
 def legs(start: str, end: str) -> list[tuple[float, float]]:
-    """The points of an arrow that runs upright and level only: out of the stream upwards, out of all else sideways."""
+    """The points of an arrow that runs upright and level only: first up where it leaves or nears the stream's column.
+
+    From elsewhere it first runs level. A straight arrow has no corner.
+    """
     (x0, y0), (x1, y1) = PLACES[start], PLACES[end]
     up_first = start in STREAM or abs(x1) < abs(x0)
     corner = (x0, y1) if up_first else (x1, y0)
-    return [(x0, y0)] + [corner] * (corner not in ((x0, y0), (x1, y1))) + [(x1, y1)]
+    return list(dict.fromkeys([(x0, y0), corner, (x1, y1)]))
 
 
 def clearance(name: str, level: bool) -> float:
@@ -88,9 +91,11 @@ def flowchart(cfg: Config, batch: int | str = "batch", pos: int | str = "pos") -
                 showarrow=True, arrowhead=2 if last else 0, arrowwidth=1.2, arrowcolor=GREY,
                 startstandoff=away, standoff=short,
             )  # fmt: skip
-        middle = (away - short) / 2 * (1 if x1 > x0 else -1)
-        side = dict(yanchor="bottom", xshift=middle) if level else dict(xanchor="left", xshift=4)
-        figure.add_annotation(x=(x0 + x1) / 2, y=(y0 + y1) / 2, text=step, showarrow=False, font=dict(size=11), **side)
+        if step:  # beside the middle of the last leg
+            middle = (away - short) / 2 * (1 if x1 > x0 else -1)
+            side = dict(yanchor="bottom", xshift=middle) if level else dict(xanchor="left", xshift=4)
+            x, y = (x0 + x1) / 2, (y0 + y1) / 2
+            figure.add_annotation(x=x, y=y, text=step, showarrow=False, font=dict(size=11), **side)
     for name, (x, y) in PLACES.items():
         colour = COLOURS[0] if name in STREAM else COLOURS[2] if "attn" in name else COLOURS[1]
         sizes = ", ".join(str(size) for size in shapes[name])

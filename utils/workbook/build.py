@@ -105,7 +105,7 @@ def chapter_cells(path: Path, solved: bool) -> list:
     for cell in jupytext.read(path, fmt="md").cells:
         target = cell.metadata.get("exercise")
         if cell.cell_type == "markdown":
-            # In a cell of its own, what follows the hints doesn't stick to their last line.
+            # In a cell of its own, what follows hints or an answer doesn't stick to their last line.
             cells += [new_markdown_cell(part) for part in AFTER_HINTS.split(cell.source)]
         elif cell.cell_type == "code" and not target:
             cells.append(new_code_cell(cell.source, metadata=_tolerance(cell)))
