@@ -14,9 +14,9 @@ from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from utils import explainers, saes
-from utils import show_saes_lm as pages
 from utils.checks.saes import lm_model, lm_sae, lm_store, lm_tokens
 from utils.models import load, load_sae, load_tokenizer, sae_layers
+from utils.show import saes as pages
 from utils.world import LABELS, rows, sample, token_labels
 
 PLACES = [("hook_resid_pre", 1), ("attn.hook_z", 0), ("attn.hook_z", 1)]

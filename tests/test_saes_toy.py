@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import saes, show_saes
+from utils import saes
 from utils.runtime import seed_everything
+from utils.show import toy_saes as views
 from utils.superposition import ToyModel, ToyModelConfig
 
 FORMS = [saes.ToySAE, saes.GatedToySAE, saes.TopKToySAE, saes.JumpReLUToySAE]
@@ -292,11 +293,11 @@ def test_pictures_draw_each_latent_and_feature():
     sae = toy_sae()
     history = sae.optimize(10, 16)
     W, dead = sae.model.W, torch.tensor([[True, False, False, False, False]] * 2)
-    figure = show_saes.plot_latents(sae.W_enc.detach(), sae.W_dec_normalized.detach(), W, dead, "title", ["a", "b"])
+    figure = views.plot_latents(sae.W_enc.detach(), sae.W_dec_normalized.detach(), W, dead, "title", ["a", "b"])
     assert len(figure.data) == 2 * 2 * (5 + 5) and sum("dead" in trace.name for trace in figure.data) == 4
-    assert len(show_saes.plot_sae_training(history, W, 1, "title").frames) == 10
-    assert len(show_saes.plot_dead_share({"none": history}, "title").data) == 1
+    assert len(views.plot_sae_training(history, W, 1, "title").frames) == 10
+    assert len(views.plot_dead_share({"none": history}, "title").data) == 1
     size = torch.rand(7)
-    assert len(show_saes.plot_activation_against_size(size, {"L1": size, "L0": size}, "title").data) == 4
+    assert len(views.plot_activation_against_size(size, {"L1": size, "L0": size}, "title").data) == 4
     with pytest.raises(ValueError, match="two dimensions"):
-        show_saes.plot_latents(torch.zeros(1, 3, 5), torch.zeros(1, 5, 3), torch.zeros(1, 3, 5), dead[:1], "t", ["a"])
+        views.plot_latents(torch.zeros(1, 3, 5), torch.zeros(1, 5, 3), torch.zeros(1, 3, 5), dead[:1], "t", ["a"])

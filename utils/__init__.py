@@ -1,1 +1,3 @@
-"""The package that the notebooks call: one module per chapter, their checks, models and views."""
+"""The package that the notebooks call: one module per chapter, their checks, models and
+views.
+"""

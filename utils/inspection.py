@@ -1,4 +1,6 @@
-"""Looking inside a transformer: weights, the activation cache, attention, neurons, and hooks written from scratch."""
+"""Looking inside a transformer: weights, the activation cache, attention, neurons, and
+hooks written from scratch.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -13,7 +15,9 @@ from transformer_lens import ActivationCache, HookedTransformer
 # ---------------------------------------------------------------- weights and names
 
 
-def stack_over_layers(model: HookedTransformer, path: str) -> Float[Tensor, "layer ..."]:
+def stack_over_layers(
+    model: HookedTransformer, path: str
+) -> Float[Tensor, "layer ..."]:
     """One weight of every block, layer by layer on top of each other.
 
     Args:
@@ -25,7 +29,9 @@ def stack_over_layers(model: HookedTransformer, path: str) -> Float[Tensor, "lay
     try:
         return torch.stack([attrgetter(path)(block) for block in model.blocks])
     except AttributeError:
-        raise ValueError(f"a block has no weight {path!r}: name it like 'attn.W_Q' or 'mlp.W_in'") from None
+        raise ValueError(
+            f"a block has no weight {path!r}: name it like 'attn.W_Q' or 'mlp.W_in'"
+        ) from None
 
 
 ALIASES = {
@@ -44,9 +50,10 @@ IN_MLP = ("pre", "post")
 def act_name(name: str, layer: int | None = None) -> str:
     """The full name of an activation from its short one.
 
-    `act_name("embed")` is `hook_embed`; `act_name("resid_pre", 3)` is `blocks.3.hook_resid_pre`;
-    `act_name("pattern", 0)` is `blocks.0.attn.hook_pattern`; `act_name("pre", 2)` is `blocks.2.mlp.hook_pre`. A name
-    may hold its layer, as in `k6`, or be an alias: `attn` means `pattern`, see `ALIASES`.
+    `act_name("embed")` is `hook_embed`; `act_name("resid_pre", 3)` is
+    `blocks.3.hook_resid_pre`; `act_name("pattern", 0)` is `blocks.0.attn.hook_pattern`;
+    `act_name("pre", 2)` is `blocks.2.mlp.hook_pre`. A name may hold its layer, as in
+    `k6`, or be an alias: `attn` means `pattern`, see `ALIASES`.
 
     Source: `get_act_name` of TransformerLens, which knows a few more.
     """
@@ -66,17 +73,21 @@ def act_name(name: str, layer: int | None = None) -> str:
 def memory_by_kind(cache: ActivationCache) -> dict[str, int]:
     """Bytes that a cache holds for each kind of activation, the most first.
 
-    A kind is the last part of a name: all of `blocks.0.attn.hook_q`, `blocks.1.attn.hook_q`, … are `hook_q`.
+    A kind is the last part of a name: all of `blocks.0.attn.hook_q`,
+    `blocks.1.attn.hook_q`, … are `hook_q`.
     """
     sizes = {}
     for name, activation in cache.items():
         kind = name.split(".")[-1]
-        sizes[kind] = sizes.get(kind, 0) + activation.numel() * activation.element_size()
+        sizes[kind] = (
+            sizes.get(kind, 0) + activation.numel() * activation.element_size()
+        )
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
 def keep_only(names: Sequence[str], layers: Sequence[int]) -> Callable[[str], bool]:
-    """A filter for `run_with_cache(names_filter=...)`: true for exactly these activations in these layers.
+    """A filter for `run_with_cache(names_filter=...)`: true for exactly these
+    activations in these layers.
 
     Args:
         names: short names such as "pattern" or "resid_post".
@@ -89,15 +100,19 @@ def keep_only(names: Sequence[str], layers: Sequence[int]) -> Callable[[str], bo
 
 
 def attention_pattern(
-    q: Float[Tensor, "batch query head d_head"], k: Float[Tensor, "batch key head d_head"]
+    q: Float[Tensor, "batch query head d_head"],
+    k: Float[Tensor, "batch key head d_head"],
 ) -> Float[Tensor, "batch head query key"]:
-    """The attention pattern from queries and keys: scale by the square root of d_head, mask the future, softmax.
+    """The attention pattern from queries and keys: scale by the square root of d_head,
+    mask the future, softmax.
 
     Raises:
         ValueError: queries and keys differ in shape.
     """
     if q.shape != k.shape:
-        raise ValueError(f"queries {list(q.shape)} and keys {list(k.shape)} must have one shape")
+        raise ValueError(
+            f"queries {list(q.shape)} and keys {list(k.shape)} must have one shape"
+        )
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
     future = torch.ones_like(scores, dtype=torch.bool).triu(diagonal=1)
     return scores.masked_fill(future, -torch.inf).softmax(dim=-1)
@@ -106,8 +121,11 @@ def attention_pattern(
 # ---------------------------------------------------------------- neurons
 
 
-def top_tokens(activations: Float[Tensor, "token"], str_tokens: Sequence[str], k: int = 5) -> list[tuple[str, float]]:
-    """The k tokens on which a neuron is most active, with its activations, the highest first.
+def top_tokens(
+    activations: Float[Tensor, "token"], str_tokens: Sequence[str], k: int = 5
+) -> list[tuple[str, float]]:
+    """The k tokens on which a neuron is most active, with its activations, the highest
+    first.
 
     Raises:
         ValueError: there is not one activation for each token.
@@ -115,17 +133,24 @@ def top_tokens(activations: Float[Tensor, "token"], str_tokens: Sequence[str], k
     if len(activations) != len(str_tokens):
         raise ValueError(f"{len(activations)} activations for {len(str_tokens)} tokens")
     values, places = activations.topk(k)
-    return [(str_tokens[place], value) for place, value in zip(places.tolist(), values.tolist(), strict=True)]
+    return [
+        (str_tokens[place], value)
+        for place, value in zip(places.tolist(), values.tolist(), strict=True)
+    ]
 
 
 def f1_score(predicted: Bool[Tensor, "token"], labels: Bool[Tensor, "token"]) -> float:
-    """The harmonic mean of precision and recall, 0 to 1; 0 where nothing is rightly predicted.
+    """The harmonic mean of precision and recall, 0 to 1; 0 where nothing is rightly
+    predicted.
 
     Raises:
         ValueError: predictions and labels differ in number.
     """
     if predicted.shape != labels.shape:
-        raise ValueError(f"predictions {list(predicted.shape)} and labels {list(labels.shape)} must have one shape")
+        raise ValueError(
+            f"predictions {list(predicted.shape)} and labels {list(labels.shape)} must "
+            "have one shape"
+        )
     hits = (predicted & labels).sum()
     return (2 * hits / (predicted.sum() + labels.sum()).clamp(min=1)).item()
 
@@ -135,14 +160,17 @@ def best_f1(
 ) -> tuple[Float[Tensor, "neuron"], Float[Tensor, "neuron"]]:
     """For each neuron the highest F1 that any threshold gives, and that threshold.
 
-    A token is predicted where the activation reaches the threshold. The thresholds to try are the activations
-    themselves, all at once: sorted, the n-th highest one predicts n tokens (no two activations being equal).
+    A token is predicted where the activation reaches the threshold. The thresholds to
+    try are the activations themselves, all at once: sorted, the n-th highest one
+    predicts n tokens (no two activations being equal).
 
     Raises:
         ValueError: there is not one label for each token, or no label is true.
     """
     if len(activations) != len(labels):
-        raise ValueError(f"{len(activations)} rows of activations for {len(labels)} labels")
+        raise ValueError(
+            f"{len(activations)} rows of activations for {len(labels)} labels"
+        )
     if not labels.any():
         raise ValueError("no token carries the label: there is nothing to predict")
     thresholds, order = activations.sort(dim=0, descending=True)
@@ -156,10 +184,12 @@ def best_f1(
 
 
 class HookPoint(nn.Module):
-    """An identity in the middle of a model, where functions can look at what passes by, and change it.
+    """An identity in the middle of a model, where functions can look at what passes by,
+    and change it.
 
-    A hook is called as `hook_fn(x, hook=self)`. What it returns goes on in the place of `x`; where it returns None,
-    `x` itself goes on (which the hook may have edited in place).
+    A hook is called as `hook_fn(x, hook=self)`. What it returns goes on in the place of
+    `x`; where it returns None, `x` itself goes on (which the hook may have edited in
+    place).
     """
 
     def __init__(self, name: str = ""):
@@ -176,7 +206,9 @@ class HookPoint(nn.Module):
         self.hook_fns.clear()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pass `x` through all functions, one after the other; each gets what the one before made of it."""
+        """Pass `x` through all functions, one after the other; each gets what the one
+        before made of it.
+        """
         for hook_fn in self.hook_fns:
             returned = hook_fn(x, hook=self)
             x = x if returned is None else returned
@@ -184,14 +216,18 @@ class HookPoint(nn.Module):
 
 
 class TinyMLP(nn.Module):
-    """A model small enough to hook by hand: `W_in`, ReLU, `W_out`, with hook points `hook_pre` and `hook_post`."""
+    """A model small enough to hook by hand: `W_in`, ReLU, `W_out`, with hook points
+    `hook_pre` and `hook_post`.
+    """
 
     def __init__(self, d_in: int, d_mlp: int, d_out: int, seed: int = 0):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.W_in = nn.Parameter(torch.randn(d_in, d_mlp, generator=generator))
         self.W_out = nn.Parameter(torch.randn(d_mlp, d_out, generator=generator))
-        self.hook_dict = nn.ModuleDict({name: HookPoint(name) for name in ("hook_pre", "hook_post", "hook_out")})
+        self.hook_dict = nn.ModuleDict(
+            {name: HookPoint(name) for name in ("hook_pre", "hook_post", "hook_out")}
+        )
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_out"]:
         pre = self.hook_dict["hook_pre"](x @ self.W_in)
@@ -199,22 +235,30 @@ class TinyMLP(nn.Module):
         return self.hook_dict["hook_out"](post @ self.W_out)
 
 
-def run_with_hooks(model: nn.Module, x: Tensor, fwd_hooks: Sequence[tuple[str | Callable, Callable]]) -> Tensor:
+def run_with_hooks(
+    model: nn.Module, x: Tensor, fwd_hooks: Sequence[tuple[str | Callable, Callable]]
+) -> Tensor:
     """Run a model with some hooks, and leave none of them behind, whatever happens.
 
     Args:
         model: has a `hook_dict` from name to hook point.
-        fwd_hooks: pairs of where and what. Where: a hook point's name, or a filter that takes a name and returns
-            whether it is meant. What: the hook function.
+        fwd_hooks: pairs of where and what. Where: a hook point's name, or a filter that
+            takes a name and returns whether it is meant. What: the hook function.
 
     Raises:
         ValueError: a name or filter fits no hook point.
     """
     try:
         for where, hook_fn in fwd_hooks:
-            matches = [name for name in model.hook_dict if (where(name) if callable(where) else name == where)]
+            matches = [
+                name
+                for name in model.hook_dict
+                if (where(name) if callable(where) else name == where)
+            ]
             if not matches:
-                raise ValueError(f"{where!r} fits no hook point: choose from {list(model.hook_dict)}")
+                raise ValueError(
+                    f"{where!r} fits no hook point: choose from {list(model.hook_dict)}"
+                )
             for name in matches:
                 model.hook_dict[name].add_hook(hook_fn)
         return model(x)
@@ -223,36 +267,49 @@ def run_with_hooks(model: nn.Module, x: Tensor, fwd_hooks: Sequence[tuple[str | 
             point.reset_hooks()
 
 
-# ---------------------------------------------------------------- TransformerLens's hooks
+# -------------------------------- TransformerLens's hooks
 
 
 def pattern_hooks(hook_fn: Callable) -> list[tuple[Callable, Callable]]:
-    """The `fwd_hooks` that call `hook_fn` on the attention pattern of every layer: one pair of filter and function."""
+    """The `fwd_hooks` that call `hook_fn` on the attention pattern of every layer: one
+    pair of filter and function.
+    """
     return [(lambda name: name.endswith("hook_pattern"), hook_fn)]
 
 
 def bind_head(hook_fn: Callable, head: int) -> Callable:
-    """A hook that TransformerLens can call, from `hook_fn(z, hook, head)`: the head is bound by its keyword."""
+    """A hook that TransformerLens can call, from `hook_fn(z, hook, head)`: the head is
+    bound by its keyword.
+    """
     return partial(hook_fn, head=head)
 
 
-def scale_head_hook(z: Float[Tensor, "batch seq head d_head"], hook, head: int, factor: float) -> Tensor:
-    """Multiply one head's output by a factor; returns the whole activation, in its shape."""
+def scale_head_hook(
+    z: Float[Tensor, "batch seq head d_head"], hook, head: int, factor: float
+) -> Tensor:
+    """Multiply one head's output by a factor; returns the whole activation, in its
+    shape.
+    """
     z = z.clone()
     z[:, :, head] *= factor
     return z
 
 
 def gradient_cache(
-    model: HookedTransformer, tokens: Int[Tensor, "batch seq"], names_filter: Callable[[str], bool]
+    model: HookedTransformer,
+    tokens: Int[Tensor, "batch seq"],
+    names_filter: Callable[[str], bool],
 ) -> dict[str, Tensor]:
-    """The gradient of the mean loss with respect to each activation that the filter lets through, by name.
+    """The gradient of the mean loss with respect to each activation that the filter
+    lets through, by name.
 
     Raises:
         ValueError: the filter fits no activation, or autograd is off.
     """
     if not torch.is_grad_enabled():
-        raise ValueError("gradients are switched off: wrap the call in torch.enable_grad()")
+        raise ValueError(
+            "gradients are switched off: wrap the call in torch.enable_grad()"
+        )
     if not any(map(names_filter, model.hook_dict)):
         raise ValueError("the filter fits no activation")
     gradients = {}
@@ -260,10 +317,13 @@ def gradient_cache(
     def keep(gradient, hook):
         gradients[hook.name] = gradient.detach().clone()
 
-    # The weights are frozen, so autograd needs another place to start from: the embedding.
+    # The weights are frozen, so autograd needs another place to start from: the
+    # embedding.
     def start(embed, hook):
         return embed.detach().requires_grad_(True)
 
-    with model.hooks(fwd_hooks=[("hook_embed", start)], bwd_hooks=[(names_filter, keep)]):
+    with model.hooks(
+        fwd_hooks=[("hook_embed", start)], bwd_hooks=[(names_filter, keep)]
+    ):
         model(tokens, return_type="loss").backward()
     return gradients

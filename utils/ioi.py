@@ -1,8 +1,10 @@
-"""Indirect objects: which heads of a language model know who gets the gift, and how they work together.
+"""Indirect objects: which heads of a language model know who gets the gift, and how
+they work together.
 
-"When Mary and John went to the store, John gave a book to" goes on with " Mary". Three names are told apart by role:
-the *indirect object* IO (Mary), the *subject's* first mention S1 and its second S2 (John). END is the last token. The
-task and the methods follow Wang et al. (2023), "Interpretability in the Wild: a Circuit for Indirect Object
+"When Mary and John went to the store, John gave a book to" goes on with " Mary". Three
+names are told apart by role: the *indirect object* IO (Mary), the *subject's* first
+mention S1 and its second S2 (John). END is the last token. The task and the methods
+follow Wang et al. (2023), "Interpretability in the Wild: a Circuit for Indirect Object
 Identification in GPT-2 small". A *head* is a pair `(layer, head)`.
 """
 
@@ -16,7 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import ActivationCache, HookedTransformer
-from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
+from transformer_lens.cache.key_value_cache_entry import (
+    TransformerLensKeyValueCacheEntry,
+)
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import get_act_name
 
@@ -39,108 +43,174 @@ def token_id(tokenizer, word: str) -> int:
     ids = tokenizer(" " + word, add_special_tokens=False).input_ids
     if len(ids) != 1:
         pieces = tokenizer.convert_ids_to_tokens(ids)
-        raise ValueError(f"{word!r} is {len(ids)} tokens {pieces}: choose a word that is one token")
+        raise ValueError(
+            f"{word!r} is {len(ids)} tokens {pieces}: choose a word that is one token"
+        )
     return ids[0]
 
 
 def one_token_words(tokenizer, words: Iterable[str]) -> list[str]:
     """Those of the words that, with their leading space, are one token."""
-    return [w for w in words if len(tokenizer(" " + w, add_special_tokens=False).input_ids) == 1]
+    return [
+        w
+        for w in words
+        if len(tokenizer(" " + w, add_special_tokens=False).input_ids) == 1
+    ]
 
 
 class IOIDataset:
-    """Prompts of one template, all of the same length: `IOIDataset.sample(tokenizer, 16)` draws some.
+    """Prompts of one template, all of the same length: `IOIDataset.sample(tokenizer,
+    16)` draws some.
 
-    Even rows name the indirect object first ("When IO and S went …"), odd rows the subject ("When S and IO …").
+    Even rows name the indirect object first ("When IO and S went …"), odd rows the
+    subject ("When S and IO …").
 
     Attributes:
-        fillings: for each prompt what fills the template's slots: the two people as introduced (`name`, `name2`), who
-            acts (`subject`), who receives (`recipient`, the answer), `place` and `gift`.
+        fillings: for each prompt what fills the template's slots: the two people as
+            introduced (`name`, `name2`), who acts (`subject`), who receives
+            (`recipient`, the answer), `place` and `gift`.
         texts: the prompts, up to the word before the answer.
         tokens: Int "batch seq", beginning with BOS.
         answer_tokens: Int "batch 2", the right name and the wrong one.
-        positions: for each of the roles "IO", "S1", "S1+1", "S2", "END" its position, Int "batch".
+        positions: for each of the roles "IO", "S1", "S1+1", "S2", "END" its position,
+            Int "batch".
     """
 
     def __init__(
-        self, tokenizer, template: str, fillings: Sequence[dict], answers: Sequence[tuple[str, str]] | None = None
+        self,
+        tokenizer,
+        template: str,
+        fillings: Sequence[dict],
+        answers: Sequence[tuple[str, str]] | None = None,
     ):
         """
         Args:
             template: with slots in braces, ending in "{recipient}" and punctuation.
-            answers: (right, wrong) of each prompt; by default the recipient and the subject.
+            answers: (right, wrong) of each prompt; by default the recipient and the
+                subject.
 
         Raises:
             ValueError: a name is more than one token, or the prompts differ in length.
         """
-        self.tokenizer, self.template, self.fillings = tokenizer, template, list(fillings)
-        self.answers = list(answers or [(f["recipient"], f["subject"]) for f in fillings])
+        self.tokenizer, self.template, self.fillings = (
+            tokenizer,
+            template,
+            list(fillings),
+        )
+        self.answers = list(
+            answers or [(f["recipient"], f["subject"]) for f in fillings]
+        )
         open_end = template.split(" {recipient}")[0]
         self.texts = [open_end.format(**filling) for filling in fillings]
-        rows = tokenizer([tokenizer.bos_token + text for text in self.texts], add_special_tokens=False).input_ids
+        rows = tokenizer(
+            [tokenizer.bos_token + text for text in self.texts],
+            add_special_tokens=False,
+        ).input_ids
         if len(lengths := sorted({len(row) for row in rows})) > 1:
             raise ValueError(
-                f"the prompts have {lengths} tokens, but must be equally long: use words of one token each"
+                f"the prompts have {lengths} tokens, but must be equally long: use "
+                "words of one token each"
             )
         self.tokens = torch.tensor(rows, device=device())
         self.answer_tokens = torch.tensor(
-            [[token_id(tokenizer, name) for name in pair] for pair in self.answers], device=device()
+            [[token_id(tokenizer, name) for name in pair] for pair in self.answers],
+            device=device(),
         )
         self.positions = self._find_positions()
 
     @classmethod
-    def sample(cls, tokenizer, n: int, template: int = 0, seed: int = 0, name_pairs: Sequence[tuple] | None = None):
+    def sample(
+        cls,
+        tokenizer,
+        n: int,
+        template: int = 0,
+        seed: int = 0,
+        name_pairs: Sequence[tuple] | None = None,
+    ):
         """`n` prompts of the world's template with this number, drawn from a seed.
 
         Args:
-            name_pairs: the pairs of names to draw from; by default any two of the world's names.
+            name_pairs: the pairs of names to draw from; by default any two of the
+                world's names.
 
         Raises:
-            ValueError: there is no such template, or a given name is more than one token.
+            ValueError: there is no such template, or a given name is more than one
+                token.
         """
         if not 0 <= template < len(TEMPLATES):
-            raise ValueError(f"there is no template {template}: they go from 0 to {len(TEMPLATES) - 1}")
-        names, places, gifts = (one_token_words(tokenizer, words) for words in (NAMES, PLACES, GIFTS))
+            raise ValueError(
+                f"there is no template {template}: they go from 0 to "
+                f"{len(TEMPLATES) - 1}"
+            )
+        names, places, gifts = (
+            one_token_words(tokenizer, words) for words in (NAMES, PLACES, GIFTS)
+        )
         rng = random.Random(seed)
         fillings = []
         for i in range(n):
             a, b = rng.choice(name_pairs) if name_pairs else rng.sample(names, 2)
             subject, recipient = (b, a) if i % 2 == 0 else (a, b)
             people = {"name": a, "name2": b, "subject": subject, "recipient": recipient}
-            fillings.append(people | {"place": rng.choice(places), "gift": rng.choice(gifts)})
+            fillings.append(
+                people | {"place": rng.choice(places), "gift": rng.choice(gifts)}
+            )
         return cls(tokenizer, TEMPLATES[template].text, fillings)
 
     def flipped(self) -> "IOIDataset":
-        """The same prompts with the other person acting: only the token at S2 differs, and the answer is swapped."""
-        fillings = [f | {"subject": f["recipient"], "recipient": f["subject"]} for f in self.fillings]
+        """The same prompts with the other person acting: only the token at S2 differs,
+        and the answer is swapped.
+        """
+        fillings = [
+            f | {"subject": f["recipient"], "recipient": f["subject"]}
+            for f in self.fillings
+        ]
         return IOIDataset(self.tokenizer, self.template, fillings)
 
     def abc(self, seed: int = 0) -> "IOIDataset":
-        """The same prompts with three new, different names: nobody is named twice, so nothing tells who receives.
+        """The same prompts with three new, different names: nobody is named twice, so
+        nothing tells who receives.
 
-        Each prompt's new names are none of its old ones. The answers stay those of the old prompts, so that the same
-        question can be put to both.
+        Each prompt's new names are none of its old ones. The answers stay those of the
+        old prompts, so that the same question can be put to both.
         """
         rng = random.Random(seed)
         names = one_token_words(self.tokenizer, NAMES)
         fillings = []
         for f in self.fillings:
-            new = rng.sample([name for name in names if name not in (f["name"], f["name2"])], 3)
+            new = rng.sample(
+                [name for name in names if name not in (f["name"], f["name2"])], 3
+            )
             # The recipient stays in its place: the first or the second name.
             recipient = new[0] if f["recipient"] == f["name"] else new[1]
-            fillings.append(f | {"name": new[0], "name2": new[1], "subject": new[2], "recipient": recipient})
+            fillings.append(
+                f
+                | {
+                    "name": new[0],
+                    "name2": new[1],
+                    "subject": new[2],
+                    "recipient": recipient,
+                }
+            )
         return IOIDataset(self.tokenizer, self.template, fillings, self.answers)
 
     def _find_positions(self) -> dict[str, Int[Tensor, " batch"]]:
         found = {role: [] for role in ("IO", "S1", "S1+1", "S2", "END")}
         for row, f in zip(self.tokens.tolist(), self.fillings, strict=True):
-            first, second = (row.index(token_id(self.tokenizer, f[slot])) for slot in ("name", "name2"))
+            first, second = (
+                row.index(token_id(self.tokenizer, f[slot]))
+                for slot in ("name", "name2")
+            )
             io, s1 = (first, second) if f["recipient"] == f["name"] else (second, first)
             # The subject acts after both were introduced: its last mention.
             s2 = len(row) - 1 - row[::-1].index(token_id(self.tokenizer, f["subject"]))
-            for role, position in zip(found, (io, s1, s1 + 1, s2, len(row) - 1), strict=True):
+            for role, position in zip(
+                found, (io, s1, s1 + 1, s2, len(row) - 1), strict=True
+            ):
                 found[role].append(position)
-        return {role: torch.tensor(positions, device=device()) for role, positions in found.items()}
+        return {
+            role: torch.tensor(positions, device=device())
+            for role, positions in found.items()
+        }
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -150,15 +220,21 @@ class IOIDataset:
 
 
 def logits_to_ave_logit_diff(
-    logits: Float[Tensor, "batch seq d_vocab"], answer_tokens: Int[Tensor, "batch 2"], per_prompt: bool = False
+    logits: Float[Tensor, "batch seq d_vocab"],
+    answer_tokens: Int[Tensor, "batch 2"],
+    per_prompt: bool = False,
 ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
-    """The logit of the right name minus that of the wrong one, after the last token: its mean, or one per prompt.
+    """The logit of the right name minus that of the wrong one, after the last token:
+    its mean, or one per prompt.
 
     Raises:
         ValueError: there is not one pair of answers for each prompt.
     """
     if answer_tokens.shape != (len(logits), 2):
-        raise ValueError(f"answer_tokens must be of shape ({len(logits)}, 2), not {list(answer_tokens.shape)}")
+        raise ValueError(
+            f"answer_tokens must be of shape ({len(logits)}, 2), not "
+            f"{list(answer_tokens.shape)}"
+        )
     answer_logits = logits[:, -1].gather(-1, answer_tokens)
     logit_diff = answer_logits[:, 0] - answer_logits[:, 1]
     return logit_diff if per_prompt else logit_diff.mean()
@@ -170,15 +246,21 @@ def ioi_metric(
     clean_logit_diff: float,
     corrupted_logit_diff: float,
 ) -> Float[Tensor, ""]:
-    """How much of the way from the corrupted to the clean behaviour: 0 as on the corrupted prompts, 1 as on the clean.
+    """How much of the way from the corrupted to the clean behaviour: 0 as on the
+    corrupted prompts, 1 as on the clean.
 
     Raises:
         ValueError: the two reference values are equal, and there is no way to measure.
     """
     if clean_logit_diff == corrupted_logit_diff:
-        raise ValueError("clean and corrupted prompts have the same logit difference: nothing could be restored")
+        raise ValueError(
+            "clean and corrupted prompts have the same logit difference: nothing could "
+            "be restored"
+        )
     logit_diff = logits_to_ave_logit_diff(logits, answer_tokens)
-    return (logit_diff - corrupted_logit_diff) / (clean_logit_diff - corrupted_logit_diff)
+    return (logit_diff - corrupted_logit_diff) / (
+        clean_logit_diff - corrupted_logit_diff
+    )
 
 
 # ---------------------------------------------------------------- who writes the answer
@@ -189,22 +271,28 @@ def residual_stack_to_logit_diff(
     cache: ActivationCache,
     logit_diff_directions: Float[Tensor, "batch d_model"],
 ) -> Float[Tensor, "..."]:
-    """What each part of the final residual stream adds to the logit difference, mean over prompts.
+    """What each part of the final residual stream adds to the logit difference, mean
+    over prompts.
 
     Args:
         residual_stack: parts of the residual stream at the last position.
-        cache: of the run that the parts come from; it holds the scale of the final LayerNorm there.
-        logit_diff_directions: for each prompt the unembedding of its right name minus that of its wrong name.
+        cache: of the run that the parts come from; it holds the scale of the final
+            LayerNorm there.
+        logit_diff_directions: for each prompt the unembedding of its right name minus
+            that of its wrong name.
 
-    The LayerNorm's scale is frozen at the value it had, so that the parts add up exactly (all but the unembedding's
-    bias). That describes this run; it does not say what would happen without a part.
+    The LayerNorm's scale is frozen at the value it had, so that the parts add up
+    exactly (all but the unembedding's bias). That describes this run; it does not say
+    what would happen without a part.
     """
     # One scale for each prompt, that of the last position.
     scale = cache["ln_final.hook_scale"][:, -1]
     if cache.model.cfg.normalization_type in ("LN", "LNPre"):
         residual_stack = residual_stack - residual_stack.mean(dim=-1, keepdim=True)
     return einops.einsum(
-        residual_stack / scale, logit_diff_directions, "... batch d_model, batch d_model -> ... batch"
+        residual_stack / scale,
+        logit_diff_directions,
+        "... batch d_model, batch d_model -> ... batch",
     ).mean(dim=-1)
 
 
@@ -228,7 +316,7 @@ def patch_head_vector(
     head_index: int,
     clean_cache: ActivationCache,
 ) -> Float[Tensor, "batch seq n_heads d_head"]:
-    """Hook for z, q, k or v: one head's vectors as in the clean run, at all positions."""
+    """Hook for z, q, k or v: one head's vectors as in the clean run, everywhere."""
     corrupted_head_vector[:, :, head_index] = clean_cache[hook.name][:, :, head_index]
     return corrupted_head_vector
 
@@ -239,7 +327,9 @@ def patch_attn_patterns(
     head_index: int,
     clean_cache: ActivationCache,
 ) -> Float[Tensor, "batch n_heads query key"]:
-    """Hook for the pattern: one head looks where it looked in the clean run; its values stay."""
+    """Hook for the pattern: one head looks where it looked in the clean run; its values
+    stay.
+    """
     corrupted_pattern[:, head_index] = clean_cache[hook.name][:, head_index]
     return corrupted_pattern
 
@@ -250,13 +340,17 @@ def get_act_patch_resid_pre(
     clean_cache: ActivationCache,
     patching_metric: Callable[[Float[Tensor, "batch seq d_vocab"]], Tensor],
 ) -> Float[Tensor, "layer seq"]:
-    """The metric of the corrupted run with the clean residual stream put in before each layer, at each position."""
+    """The metric of the corrupted run with the clean residual stream put in before each
+    layer, at each position.
+    """
     n_layers, seq = model.cfg.n_layers, corrupted_tokens.shape[1]
     results = torch.zeros(n_layers, seq, device=corrupted_tokens.device)
     for layer in range(n_layers):
         for pos in range(seq):
             hook = partial(patch_residual_component, pos=pos, clean_cache=clean_cache)
-            logits = model.run_with_hooks(corrupted_tokens, fwd_hooks=[(get_act_name("resid_pre", layer), hook)])
+            logits = model.run_with_hooks(
+                corrupted_tokens, fwd_hooks=[(get_act_name("resid_pre", layer), hook)]
+            )
             results[layer, pos] = patching_metric(logits)
     return results
 
@@ -268,7 +362,8 @@ def get_act_patch_heads(
     patching_metric: Callable[[Float[Tensor, "batch seq d_vocab"]], Tensor],
     activation: str = "z",
 ) -> Float[Tensor, "layer head"]:
-    """The metric of the corrupted run with one head's clean activation put in, for each head.
+    """The metric of the corrupted run with one head's clean activation put in, for each
+    head.
 
     Args:
         activation: "z" (all that a head puts out), "q", "k", "v", or "pattern".
@@ -277,13 +372,22 @@ def get_act_patch_heads(
         ValueError: heads have no such activation.
     """
     if activation not in ("z", "q", "k", "v", "pattern"):
-        raise ValueError(f"{activation!r} is not an activation of a head: choose z, q, k, v or pattern")
-    hook_function = patch_attn_patterns if activation == "pattern" else patch_head_vector
-    results = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, device=corrupted_tokens.device)
+        raise ValueError(
+            f"{activation!r} is not an activation of a head: choose z, q, k, v or "
+            "pattern"
+        )
+    hook_function = (
+        patch_attn_patterns if activation == "pattern" else patch_head_vector
+    )
+    results = torch.zeros(
+        model.cfg.n_layers, model.cfg.n_heads, device=corrupted_tokens.device
+    )
     for layer in range(model.cfg.n_layers):
         for head in range(model.cfg.n_heads):
             hook = partial(hook_function, head_index=head, clean_cache=clean_cache)
-            logits = model.run_with_hooks(corrupted_tokens, fwd_hooks=[(get_act_name(activation, layer), hook)])
+            logits = model.run_with_hooks(
+                corrupted_tokens, fwd_hooks=[(get_act_name(activation, layer), hook)]
+            )
             results[layer, head] = patching_metric(logits)
     return results
 
@@ -295,38 +399,56 @@ def finish_run(
     pos: int,
     cache: ActivationCache,
 ) -> Float[Tensor, "batch 1 d_vocab"]:
-    """The last position's logits of a cached run, had the residual stream after the attention of `layer` been
-    `resid_mid` at position `pos`.
+    """The last position's logits of a cached run, had the residual stream after the
+    attention of `layer` been `resid_mid` at position `pos`.
 
-    Nothing before `layer` and no position before `pos` can change: their keys and values are taken from the cache.
+    Nothing before `layer` and no position before `pos` can change: their keys and
+    values are taken from the cache.
 
     Args:
         resid_mid: one or several variants of the cached batch, one after the other.
         cache: holds resid_post, k and v of all layers.
     """
-    copies, last = len(resid_mid) // len(cache["resid_post", layer]), model.cfg.n_layers - 1
+    copies, last = (
+        len(resid_mid) // len(cache["resid_post", layer]),
+        model.cfg.n_layers - 1,
+    )
     resid = cache["resid_post", layer][:, pos:].repeat(copies, 1, 1)
     resid[:, 0] = _add_mlp(model, layer, resid_mid[:, None])[:, 0]
     for later in range(layer + 1, last + 1):
         block = model.blocks[later]
-        k, v = (cache[name, later][:, :pos].repeat(copies, 1, 1, 1) for name in ("k", "v"))
+        k, v = (
+            cache[name, later][:, :pos].repeat(copies, 1, 1, 1) for name in ("k", "v")
+        )
         if later < last:
-            past = TransformerLensKeyValueCacheEntry(past_keys=k, past_values=v, frozen=True)
+            past = TransformerLensKeyValueCacheEntry(
+                past_keys=k, past_values=v, frozen=True
+            )
             resid = block(resid, past_kv_cache_entry=past)
             continue
         # In the last layer only the last position's query counts.
-        q, new_k, new_v = block.attn.calculate_qkv_matrices(block.ln1(resid[:, -1:]), *[block.ln1(resid)] * 2)
+        q, new_k, new_v = block.attn.calculate_qkv_matrices(
+            block.ln1(resid[:, -1:]), *[block.ln1(resid)] * 2
+        )
         k, v = torch.cat([k, new_k], dim=1), torch.cat([v, new_v], dim=1)
         pattern = block.attn.calculate_attention_scores(q, k).softmax(dim=-1)
         z = block.attn.calculate_z_scores(v, pattern)
-        attn_out = einops.einsum(z, block.attn.W_O, "b q head d_head, head d_head d_model -> b q d_model")
+        attn_out = einops.einsum(
+            z, block.attn.W_O, "b q head d_head, head d_head d_model -> b q d_model"
+        )
         resid = _add_mlp(model, later, resid[:, -1:] + attn_out + block.attn.b_O)
     return model.unembed(model.ln_final(resid[:, -1:]))
 
 
-def _add_mlp(model: HookedTransformer, layer: int, resid_mid: Float[Tensor, "batch seq d_model"]):
+def _add_mlp(
+    model: HookedTransformer, layer: int, resid_mid: Float[Tensor, "batch seq d_model"]
+):
     block = model.blocks[layer]
-    return resid_mid if model.cfg.attn_only else resid_mid + block.apply_mlp(block.ln2(resid_mid))
+    return (
+        resid_mid
+        if model.cfg.attn_only
+        else resid_mid + block.apply_mlp(block.ln2(resid_mid))
+    )
 
 
 def get_act_patch_heads_by_pos(
@@ -335,18 +457,28 @@ def get_act_patch_heads_by_pos(
     clean_cache: ActivationCache,
     patching_metric: Callable[[Float[Tensor, "batch seq d_vocab"]], Tensor],
 ) -> Float[Tensor, "layer seq head"]:
-    """The metric of the corrupted run with one head's clean z put in at one position, for all heads and positions.
+    """The metric of the corrupted run with one head's clean z put in at one position,
+    for all heads and positions.
 
-    The same numbers as one run for each (`transformer_lens.patching.get_act_patch_attn_head_out_by_pos`), several
-    times faster: a pass starts where the patch is, with all heads of the layer side by side in the batch. The metric
-    must look at the last position only.
+    The same numbers as one run for each
+    (`transformer_lens.patching.get_act_patch_attn_head_out_by_pos`), several times
+    faster: a pass starts where the patch is, with all heads of the layer side by side
+    in the batch. The metric must look at the last position only.
     """
     after_attn = "resid_post" if model.cfg.attn_only else "resid_mid"
     kept = ("hook_z", "hook_k", "hook_v", "hook_resid_mid", "hook_resid_post")
-    corrupted_logits, cache = model.run_with_cache(corrupted_tokens, names_filter=lambda name: name.endswith(kept))
-    (n_layers, n_heads), seq = (model.cfg.n_layers, model.cfg.n_heads), corrupted_tokens.shape[1]
-    # What is not computed below has no effect: where both runs agree, and in the last layer all but the last position.
-    results = torch.full((n_layers, seq, n_heads), float(patching_metric(corrupted_logits)))
+    corrupted_logits, cache = model.run_with_cache(
+        corrupted_tokens, names_filter=lambda name: name.endswith(kept)
+    )
+    (n_layers, n_heads), seq = (
+        (model.cfg.n_layers, model.cfg.n_heads),
+        corrupted_tokens.shape[1],
+    )
+    # What is not computed below has no effect: where both runs agree, and in the last
+    # layer all but the last position.
+    results = torch.full(
+        (n_layers, seq, n_heads), float(patching_metric(corrupted_logits))
+    )
     for layer in range(n_layers):
         change = einops.einsum(
             clean_cache["z", layer] - cache["z", layer],
@@ -358,7 +490,9 @@ def get_act_patch_heads_by_pos(
                 continue
             patched = cache[after_attn, layer][:, pos] + change[pos]
             logits = finish_run(model, patched.flatten(0, 1), layer, pos, cache)
-            results[layer, pos] = torch.stack([patching_metric(copy) for copy in logits.chunk(n_heads)])
+            results[layer, pos] = torch.stack(
+                [patching_metric(copy) for copy in logits.chunk(n_heads)]
+            )
     return results.to(corrupted_tokens.device)
 
 
@@ -372,7 +506,9 @@ def patch_or_freeze_heads(
     orig_cache: ActivationCache,
     new_cache: ActivationCache,
 ) -> Float[Tensor, "batch seq n_heads d_head"]:
-    """Hook for every layer's z: all heads as in the original run, but the sender as in the new run."""
+    """Hook for every layer's z: all heads as in the original run, but the sender as in
+    the new run.
+    """
     z[:] = orig_cache[hook.name]
     layer, head = sender
     if hook.layer() == layer:
@@ -387,14 +523,20 @@ def path_patch_to_logits(
     new_cache: ActivationCache,
     sender: Head,
 ) -> Float[Tensor, "batch seq d_vocab"]:
-    """The original run's logits, had the sender spoken to the logits alone as in the new run.
+    """The original run's logits, had the sender spoken to the logits alone as in the
+    new run.
 
-    All other heads are frozen, so that no later head hears the change. MLPs are recomputed: they belong to the path.
+    All other heads are frozen, so that no later head hears the change. MLPs are
+    recomputed: they belong to the path.
 
     Source: Wang et al. (2023), section 3 and appendix B.
     """
-    hook = partial(patch_or_freeze_heads, sender=sender, orig_cache=orig_cache, new_cache=new_cache)
-    return model.run_with_hooks(orig_tokens, fwd_hooks=[(lambda name: name.endswith("hook_z"), hook)])
+    hook = partial(
+        patch_or_freeze_heads, sender=sender, orig_cache=orig_cache, new_cache=new_cache
+    )
+    return model.run_with_hooks(
+        orig_tokens, fwd_hooks=[(lambda name: name.endswith("hook_z"), hook)]
+    )
 
 
 def path_patch_to_heads(
@@ -406,24 +548,33 @@ def path_patch_to_heads(
     receivers: Sequence[Head],
     receiver_input: str = "q",
 ) -> Float[Tensor, "batch seq d_vocab"]:
-    """The original run's logits, had the sender spoken to the receivers' queries (or keys, values) as in the new run.
+    """The original run's logits, had the sender spoken to the receivers' queries (or
+    keys, values) as in the new run.
 
     Args:
         receivers: heads in later layers than the sender's.
         receiver_input: "q", "k" or "v".
 
     Raises:
-        ValueError: a receiver does not come after the sender, or `receiver_input` is none of the three.
+        ValueError: a receiver does not come after the sender, or `receiver_input` is
+            none of the three.
     """
     if receiver_input not in ("q", "k", "v"):
         raise ValueError(f"receiver_input is {receiver_input!r}: choose q, k or v")
     if any(layer <= sender[0] for layer, _ in receivers):
-        raise ValueError(f"the head {tuple(sender)} can only send to heads of later layers, not to {list(receivers)}")
+        raise ValueError(
+            f"the head {tuple(sender)} can only send to heads of later layers, not to "
+            f"{list(receivers)}"
+        )
     # First run: what the receivers would be given, with every other head frozen.
-    freeze = partial(patch_or_freeze_heads, sender=sender, orig_cache=orig_cache, new_cache=new_cache)
+    freeze = partial(
+        patch_or_freeze_heads, sender=sender, orig_cache=orig_cache, new_cache=new_cache
+    )
     names = {get_act_name(receiver_input, layer) for layer, _ in receivers}
     with model.hooks(fwd_hooks=[(lambda name: name.endswith("hook_z"), freeze)]):
-        _, received = model.run_with_cache(orig_tokens, names_filter=lambda name: name in names)
+        _, received = model.run_with_cache(
+            orig_tokens, names_filter=lambda name: name in names
+        )
 
     # Second run: nothing is frozen, the receivers get that and pass it on.
     def give(vectors: Float[Tensor, "batch seq n_heads d_head"], hook: HookPoint):
@@ -432,16 +583,26 @@ def path_patch_to_heads(
                 vectors[:, :, head] = received[hook.name][:, :, head]
         return vectors
 
-    return model.run_with_hooks(orig_tokens, fwd_hooks=[(name, give) for name in sorted(names)])
+    return model.run_with_hooks(
+        orig_tokens, fwd_hooks=[(name, give) for name in sorted(names)]
+    )
 
 
 def score_heads(
-    model: HookedTransformer, score: Callable[[Head], float | Tensor], n_layers: int | None = None, desc: str = "heads"
+    model: HookedTransformer,
+    score: Callable[[Head], float | Tensor],
+    n_layers: int | None = None,
+    desc: str = "heads",
 ) -> Float[Tensor, "layer head"]:
-    """`score(head)` for all heads of the first `n_layers` layers (default: all); zero for the others."""
+    """`score(head)` for all heads of the first `n_layers` layers (default: all); zero
+    for the others.
+    """
     scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
     layers = range(model.cfg.n_layers if n_layers is None else n_layers)
-    for head in tqdm([(layer, head) for layer in layers for head in range(model.cfg.n_heads)], desc=desc):
+    for head in tqdm(
+        [(layer, head) for layer in layers for head in range(model.cfg.n_heads)],
+        desc=desc,
+    ):
         scores[head] = float(score(head))
     return scores
 
@@ -452,20 +613,27 @@ def score_heads(
 def attention_to_role(
     cache: ActivationCache, query: Int[Tensor, " batch"], key: Int[Tensor, " batch"]
 ) -> Float[Tensor, "layer head"]:
-    """How much each head attends from one position to another, mean over prompts; positions differ by prompt."""
+    """How much each head attends from one position to another, mean over prompts;
+    positions differ by prompt.
+    """
     rows = torch.arange(len(query), device=query.device)
     return torch.stack(
-        [cache["pattern", layer][rows, :, query, key].mean(dim=0) for layer in range(cache.model.cfg.n_layers)]
+        [
+            cache["pattern", layer][rows, :, query, key].mean(dim=0)
+            for layer in range(cache.model.cfg.n_layers)
+        ]
     )
 
 
 def copying_scores(
     model: HookedTransformer, name_tokens: Int[Tensor, " names"], top_k: int = 5
 ) -> Float[Tensor, "layer head"]:
-    """How often a head that attends to a name would raise that same name into the model's top guesses, 0 to 1.
+    """How often a head that attends to a name would raise that same name into the
+    model's top guesses, 0 to 1.
 
-    The name's vector is its embedding after the first MLP, as in the paper. It goes through the head's OV circuit,
-    the final LayerNorm and the unembedding, and nothing else; biases of values and outputs are left out.
+    The name's vector is its embedding after the first MLP, as in the paper. It goes
+    through the head's OV circuit, the final LayerNorm and the unembedding, and nothing
+    else; biases of values and outputs are left out.
 
     Source: Wang et al. (2023), section 3.1, "copy score".
     """
@@ -476,19 +644,35 @@ def copying_scores(
     scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
     for layer in range(model.cfg.n_layers):
         for head in range(model.cfg.n_heads):
-            out = model.blocks[layer].ln1(resid) @ model.W_V[layer, head] @ model.W_O[layer, head]
-            guesses = model.unembed(model.ln_final(out))[:, 0].topk(top_k, dim=-1).indices
-            scores[layer, head] = (guesses == name_tokens[:, None]).any(dim=-1).float().mean()
+            out = (
+                model.blocks[layer].ln1(resid)
+                @ model.W_V[layer, head]
+                @ model.W_O[layer, head]
+            )
+            guesses = (
+                model.unembed(model.ln_final(out))[:, 0].topk(top_k, dim=-1).indices
+            )
+            scores[layer, head] = (
+                (guesses == name_tokens[:, None]).any(dim=-1).float().mean()
+            )
     return scores
 
 
 # ---------------------------------------------------------------- a circuit
 
 
-def mean_z(model: HookedTransformer, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "layer seq head d_head"]:
-    """Every head's mean output over prompts, at each position: what it says when it knows only the template."""
-    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_z"))
-    return torch.stack([cache["z", layer].mean(dim=0) for layer in range(model.cfg.n_layers)])
+def mean_z(
+    model: HookedTransformer, tokens: Int[Tensor, "batch seq"]
+) -> Float[Tensor, "layer seq head d_head"]:
+    """Every head's mean output over prompts, at each position: what it says when it
+    knows only the template.
+    """
+    _, cache = model.run_with_cache(
+        tokens, names_filter=lambda name: name.endswith("hook_z")
+    )
+    return torch.stack(
+        [cache["z", layer].mean(dim=0) for layer in range(model.cfg.n_layers)]
+    )
 
 
 def run_circuit(
@@ -497,42 +681,58 @@ def run_circuit(
     circuit: Iterable[Head],
     means: Float[Tensor, "layer seq head d_head"],
 ) -> Float[Tensor, "batch seq d_vocab"]:
-    """The model with only the circuit's heads at work: every other head gives its mean, whatever the prompt.
+    """The model with only the circuit's heads at work: every other head gives its mean,
+    whatever the prompt.
 
     Raises:
         ValueError: the means belong to prompts of another length or to another model.
     """
     if means.shape[:3] != (model.cfg.n_layers, tokens.shape[1], model.cfg.n_heads):
-        raise ValueError(f"means are for {means.shape[1]} tokens, {means.shape[0]} layers: take them on such prompts")
+        raise ValueError(
+            f"means are for {means.shape[1]} tokens, {means.shape[0]} layers: take "
+            "them on such prompts"
+        )
     circuit = set(circuit)
 
     def mean_ablate(z: Float[Tensor, "batch seq n_heads d_head"], hook: HookPoint):
         layer = hook.layer()
-        outside = [head for head in range(model.cfg.n_heads) if (layer, head) not in circuit]
+        outside = [
+            head for head in range(model.cfg.n_heads) if (layer, head) not in circuit
+        ]
         z[:, :, outside] = means[layer][:, outside]
         return z
 
-    return model.run_with_hooks(tokens, fwd_hooks=[(lambda name: name.endswith("hook_z"), mean_ablate)])
+    return model.run_with_hooks(
+        tokens, fwd_hooks=[(lambda name: name.endswith("hook_z"), mean_ablate)]
+    )
 
 
 def find_circuit(
     model: HookedTransformer, score: Callable[[Iterable[Head]], float], keep: float
 ) -> tuple[list[Head], list[float]]:
-    """A small circuit, by taking away from the whole model the head that is missed least, again and again.
+    """A small circuit, by taking away from the whole model the head that is missed
+    least, again and again.
 
     Args:
         score: of a circuit, for example its logit difference.
         keep: stop before the score falls below this.
 
     Returns:
-        The heads left, and the score after each removal. No single head can be removed from the circuit without
-        falling below `keep`. It is a small circuit, not surely the smallest.
+        The heads left, and the score after each removal. No single head can be removed
+        from the circuit without falling below `keep`. It is a small circuit, not surely
+        the smallest.
     """
-    circuit = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
+    circuit = [
+        (layer, head)
+        for layer in range(model.cfg.n_layers)
+        for head in range(model.cfg.n_heads)
+    ]
     history = []
     with tqdm(total=len(circuit), desc="heads taken away") as bar:
         while circuit:
-            scores = [score(circuit[:i] + circuit[i + 1 :]) for i in range(len(circuit))]
+            scores = [
+                score(circuit[:i] + circuit[i + 1 :]) for i in range(len(circuit))
+            ]
             best = max(range(len(circuit)), key=lambda i: scores[i])
             if scores[best] < keep:
                 break

@@ -1,4 +1,6 @@
-"""Where a notebook computes and from which seed: the two choices that every chapter shares."""
+"""Where a notebook computes and from which seed: the two choices that every chapter
+shares.
+"""
 
 import os
 import random
@@ -8,7 +10,8 @@ import torch
 
 
 def device() -> torch.device:
-    """The device that `WORKBOOK_DEVICE` names: `cpu` (default), `cuda`, or `auto` (cuda where there is one).
+    """The device that `WORKBOOK_DEVICE` names: `cpu` (default), `cuda`, or `auto` (cuda
+    where there is one).
 
     Raises:
         ValueError: the variable holds another word.
@@ -20,7 +23,9 @@ def device() -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("WORKBOOK_DEVICE is cuda, but torch sees no GPU: set it to cpu or auto")
+        raise RuntimeError(
+            "WORKBOOK_DEVICE is cuda, but torch sees no GPU: set it to cpu or auto"
+        )
     return torch.device(name)
 
 

@@ -1,8 +1,10 @@
 """Sparse autoencoders: trained on a toy, then used to read and steer a language model.
 
-Sources: "Towards Monosemanticity" (transformer-circuits.pub/2023/monosemantic-features), "Improving Dictionary Learning
-with Gated Sparse Autoencoders" (arXiv 2404.16014), "Jumping Ahead" (arXiv 2407.14435), "Scaling and evaluating sparse
-autoencoders" (arXiv 2406.04093), "Interpreting Attention Layer Outputs with Sparse Autoencoders" (arXiv 2406.17759).
+Sources: "Towards Monosemanticity"
+(transformer-circuits.pub/2023/monosemantic-features), "Improving Dictionary Learning
+with Gated Sparse Autoencoders" (arXiv 2404.16014), "Jumping Ahead" (arXiv 2407.14435),
+"Scaling and evaluating sparse autoencoders" (arXiv 2406.04093), "Interpreting Attention
+Layer Outputs with Sparse Autoencoders" (arXiv 2406.17759).
 """
 
 import math
@@ -31,20 +33,26 @@ from utils.runtime import seed_everything
 from utils.superposition import ToyModel, cosine_decay
 from utils.world import LABELS, Document, parse, token_labels
 
-# ================================================================ 1. A toy sparse autoencoder
+# ================================================================ 1. A toy sparse
+# autoencoder
 
 
 @dataclass
 class ToySAEConfig:
-    """The shape of `n_inst` sparse autoencoders that are trained side by side, and what their losses weigh.
+    """The shape of `n_inst` sparse autoencoders that are trained side by side, and what
+    their losses weigh.
 
     Args:
         d_in: length of a hidden vector of the toy model.
         d_sae: number of latents.
-        sparsity_coeff: factor on the sparsity loss, whatever the form counts there (L1 or L0).
-        weight_normalize_eps: added to the length of a decoder row before dividing by it.
-        tied_weights: the encoder is the decoder's transpose, so that both have the same directions.
-        ste_epsilon: width of the window in which `JumpReLUToySAE` gives its thresholds a gradient.
+        sparsity_coeff: factor on the sparsity loss, whatever the form counts there (L1
+            or L0).
+        weight_normalize_eps: added to the length of a decoder row before dividing by
+            it.
+        tied_weights: the encoder is the decoder's transpose, so that both have the same
+            directions.
+        ste_epsilon: width of the window in which `JumpReLUToySAE` gives its thresholds
+            a gradient.
         initial_threshold: where those thresholds start.
         k: how many latents of a `TopKToySAE` may be active on one input.
 
@@ -66,19 +74,26 @@ class ToySAEConfig:
         if min(self.n_inst, self.d_in, self.d_sae) < 1:
             raise ValueError(f"n_inst, d_in and d_sae must be at least 1: {self}")
         if self.sparsity_coeff < 0 or self.weight_normalize_eps < 0:
-            raise ValueError(f"sparsity_coeff and weight_normalize_eps must not be negative: {self}")
+            raise ValueError(
+                f"sparsity_coeff and weight_normalize_eps must not be negative: {self}"
+            )
         if self.ste_epsilon <= 0 or self.initial_threshold <= 0:
-            raise ValueError(f"ste_epsilon and initial_threshold must be above 0: {self}")
+            raise ValueError(
+                f"ste_epsilon and initial_threshold must be above 0: {self}"
+            )
         if not 1 <= self.k <= self.d_sae:
-            raise ValueError(f"k is {self.k}: choose from 1 to d_sae, here {self.d_sae}")
+            raise ValueError(
+                f"k is {self.k}: choose from 1 to d_sae, here {self.d_sae}"
+            )
 
 
 @dataclass
 class SAEHistory:
     """What `optimize` recorded.
 
-    `losses` has one curve for each entry of the loss dictionary and the whole as "loss", each the mean of a batch.
-    `W_dec` is normalized. `resampled` counts the latents resampled during the whole training.
+    `losses` has one curve for each entry of the loss dictionary and the whole as
+    "loss", each the mean of a batch. `W_dec` is normalized. `resampled` counts the
+    latents resampled during the whole training.
     """
 
     steps: list[int]
@@ -106,28 +121,42 @@ class TrainableSAE(nn.Module):
         resample_scale: float = 0.5,
         log_freq: int | None = None,
     ) -> SAEHistory:
-        """Train all instances at once with Adam, each on fresh hidden vectors of its own toy model.
+        """Train all instances at once with Adam, each on fresh hidden vectors of its
+        own toy model.
 
         Args:
             schedule: factor on `lr` at (step, steps).
             resample_method: None, "simple" or "advanced".
-            resample_freq: steps from one resampling to the next; none follows the last step.
-            resample_window: a latent is dead if it was never active in the last so many steps.
-            resample_scale: size of a resampled latent's encoder column, see the two functions.
+            resample_freq: steps from one resampling to the next; none follows the last
+                step.
+            resample_window: a latent is dead if it was never active in the last so many
+                steps.
+            resample_scale: size of a resampled latent's encoder column, see the two
+                functions.
             log_freq: record each so many steps; default: 50 records in all.
 
         Raises:
-            ValueError: the method is unknown, a number is below 1, or the window is longer than the time between two
-                resamplings.
+            ValueError: the method is unknown, a number is below 1, or the window is
+                longer than the time between two resamplings.
         """
         if resample_method not in (None, "simple", "advanced"):
-            raise ValueError(f'resample_method is {resample_method!r}: choose None, "simple" or "advanced"')
+            raise ValueError(
+                f"resample_method is {resample_method!r}: "
+                'choose None, "simple" or "advanced"'
+            )
         log_freq = max(1, steps // 50) if log_freq is None else log_freq
         if min(steps, batch_size, log_freq) < 1:
-            raise ValueError(f"steps, batch_size and log_freq must be at least 1: {steps}, {batch_size}, {log_freq}")
+            raise ValueError(
+                f"steps, batch_size and log_freq must be at least 1: {steps}, "
+                f"{batch_size}, {log_freq}"
+            )
         if not 1 <= resample_window <= resample_freq:
-            raise ValueError(f"resample_window is {resample_window}: choose from 1 to resample_freq, {resample_freq}")
-        # One thread: these tensors are small, and sums come out the same on every number of cores.
+            raise ValueError(
+                f"resample_window is {resample_window}: choose from 1 to "
+                f"resample_freq, {resample_freq}"
+            )
+        # One thread: these tensors are small, and sums come out the same on every
+        # number of cores.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -138,7 +167,9 @@ class TrainableSAE(nn.Module):
 
     def _train(self, steps, batch_size, lr, schedule, resample, log_freq) -> SAEHistory:
         method, resample_freq, window, scale = resample
-        optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=lr, fused=True)
+        optimizer = torch.optim.Adam(
+            [p for p in self.parameters() if p.requires_grad], lr=lr, fused=True
+        )
         recent, record = deque(maxlen=window), []
         resampled = torch.zeros(self.cfg.n_inst, dtype=torch.long)
         for step in tqdm(range(steps), mininterval=1, leave=False):
@@ -150,9 +181,18 @@ class TrainableSAE(nn.Module):
             recent.append((acts.detach() > 0).float().mean(0))
             last = step + 1 == steps
             if (step + 1) % log_freq == 0 or last:
-                losses = {name: part.detach().mean(0) for name, part in (loss_dict | {"loss": loss}).items()}
+                losses = {
+                    name: part.detach().mean(0)
+                    for name, part in (loss_dict | {"loss": loss}).items()
+                }
                 record.append(
-                    (step + 1, losses, recent[-1], self.W_enc.detach().clone(), self.W_dec_normalized.detach())
+                    (
+                        step + 1,
+                        losses,
+                        recent[-1],
+                        self.W_enc.detach().clone(),
+                        self.W_dec_normalized.detach(),
+                    )
                 )
             if method and (step + 1) % resample_freq == 0 and not last:
                 frac_active = torch.stack(tuple(recent))
@@ -164,11 +204,19 @@ class TrainableSAE(nn.Module):
                 self._forget(optimizer, dead)
                 resampled += dead.sum(-1).cpu()
         logged, losses, *tensors = zip(*record, strict=True)
-        losses = {name: torch.stack([part[name] for part in losses]) for name in losses[0]}
-        return SAEHistory(list(logged), losses, *(torch.stack(t) for t in tensors), resampled)
+        losses = {
+            name: torch.stack([part[name] for part in losses]) for name in losses[0]
+        }
+        return SAEHistory(
+            list(logged), losses, *(torch.stack(t) for t in tensors), resampled
+        )
 
-    def _forget(self, optimizer: torch.optim.Optimizer, latents: Bool[Tensor, "inst d_sae"]) -> None:
-        """Clear Adam's moments of these latents: they belong to directions that are no more."""
+    def _forget(
+        self, optimizer: torch.optim.Optimizer, latents: Bool[Tensor, "inst d_sae"]
+    ) -> None:
+        """Clear Adam's moments of these latents: they belong to directions that are no
+        more.
+        """
         for parameter, state in optimizer.state.items():
             if parameter is self.b_dec:
                 continue
@@ -177,13 +225,17 @@ class TrainableSAE(nn.Module):
                 (moment.mT if parameter is self.W_enc else moment)[latents] = 0
 
     def reset_extras(self, latents: Bool[Tensor, "inst d_sae"]) -> None:
-        """Set the parameters that a form has beyond the common four back to their start, for these latents."""
+        """Set the parameters that a form has beyond the common four back to their
+        start, for these latents.
+        """
 
 
 class ToySAE(TrainableSAE):
-    """Sparse autoencoders of a toy model's hidden vectors: z = ReLU((h - b_dec) W_enc + b_enc), h' = z Ŵ_dec + b_dec.
+    """Sparse autoencoders of a toy model's hidden vectors: z = ReLU((h - b_dec) W_enc +
+    b_enc), h' = z Ŵ_dec + b_dec.
 
-    Ŵ_dec is W_dec with rows of length 1. Instance i reads the hidden vectors of the toy model's instance i.
+    Ŵ_dec is W_dec with rows of length 1. Instance i reads the hidden vectors of the toy
+    model's instance i.
 
     Args:
         model: the toy model; it is frozen.
@@ -191,7 +243,8 @@ class ToySAE(TrainableSAE):
     Raises:
         ValueError: the shapes of the two do not fit.
 
-    Source: "Towards Monosemanticity", "Sparse Autoencoder Setup"; decoder rows of length 1 as in arXiv 2404.16014.
+    Source: "Towards Monosemanticity", "Sparse Autoencoder Setup"; decoder rows of
+    length 1 as in arXiv 2404.16014.
     """
 
     W_enc: Float[Tensor, "inst d_in d_sae"]
@@ -202,53 +255,88 @@ class ToySAE(TrainableSAE):
         super().__init__()
         if (cfg.n_inst, cfg.d_in) != (model.cfg.n_inst, model.cfg.d_hidden):
             raise ValueError(
-                f"the toy model has {model.cfg.n_inst} instances of {model.cfg.d_hidden} hidden dimensions: "
-                f"give ToySAEConfig these as n_inst and d_in, not {cfg.n_inst} and {cfg.d_in}"
+                f"the toy model has {model.cfg.n_inst} instances of "
+                f"{model.cfg.d_hidden} hidden dimensions: "
+                f"give ToySAEConfig these as n_inst and d_in, not {cfg.n_inst} and "
+                f"{cfg.d_in}"
             )
         self.cfg = cfg
         self.model = model.requires_grad_(False)
         inst, d_in, d_sae = cfg.n_inst, cfg.d_in, cfg.d_sae
         W = model.W
-        self.W_enc = nn.Parameter(nn.init.kaiming_uniform_(W.new_empty(inst, d_in, d_sae)))
+        self.W_enc = nn.Parameter(
+            nn.init.kaiming_uniform_(W.new_empty(inst, d_in, d_sae))
+        )
         self._W_dec = (
-            None if cfg.tied_weights else nn.Parameter(nn.init.kaiming_uniform_(W.new_empty(inst, d_sae, d_in)))
+            None
+            if cfg.tied_weights
+            else nn.Parameter(nn.init.kaiming_uniform_(W.new_empty(inst, d_sae, d_in)))
         )
         self.b_enc = nn.Parameter(W.new_zeros(inst, d_sae))
         self.b_dec = nn.Parameter(W.new_zeros(inst, d_in))
 
     @property
     def W_dec(self) -> Float[Tensor, "inst d_sae d_in"]:
-        """The decoder as trained, or the encoder's transpose where the weights are tied."""
+        """The decoder as trained, or the encoder's transpose where the weights are
+        tied.
+        """
         return self.W_enc.mT if self._W_dec is None else self._W_dec
 
     @property
     def W_dec_normalized(self) -> Float[Tensor, "inst d_sae d_in"]:
-        """The decoder with every latent's row divided by its length plus `cfg.weight_normalize_eps`."""
-        return self.W_dec / (self.W_dec.norm(dim=-1, keepdim=True) + self.cfg.weight_normalize_eps)
+        """The decoder with every latent's row divided by its length plus
+        `cfg.weight_normalize_eps`.
+        """
+        return self.W_dec / (
+            self.W_dec.norm(dim=-1, keepdim=True) + self.cfg.weight_normalize_eps
+        )
 
     def generate_batch(self, batch_size: int) -> Float[Tensor, "batch inst d_in"]:
         """Hidden vectors h = W x of the toy model for fresh features x."""
         features = self.model.generate_batch(batch_size)
-        return einops.einsum(features, self.model.W, "batch inst feats, inst d_in feats -> batch inst d_in")
+        return einops.einsum(
+            features,
+            self.model.W,
+            "batch inst feats, inst d_in feats -> batch inst d_in",
+        )
 
-    def pre_activations(self, h: Float[Tensor, "batch inst d_in"]) -> Float[Tensor, "batch inst d_sae"]:
+    def pre_activations(
+        self, h: Float[Tensor, "batch inst d_in"]
+    ) -> Float[Tensor, "batch inst d_sae"]:
         """What the latents see before the ReLU: (h - b_dec) W_enc + b_enc."""
         centred = h - self.b_dec
-        product = einops.einsum(centred, self.W_enc, "batch inst d_in, inst d_in d_sae -> batch inst d_sae")
+        product = einops.einsum(
+            centred, self.W_enc, "batch inst d_in, inst d_in d_sae -> batch inst d_sae"
+        )
         return product + self.b_enc
 
-    def decode(self, acts: Float[Tensor, "batch inst d_sae"]) -> Float[Tensor, "batch inst d_in"]:
-        """The hidden vector that these activations stand for, by the normalized decoder, with b_dec."""
+    def decode(
+        self, acts: Float[Tensor, "batch inst d_sae"]
+    ) -> Float[Tensor, "batch inst d_in"]:
+        """The hidden vector that these activations stand for, by the normalized
+        decoder, with b_dec.
+        """
         W_dec = self.W_dec_normalized
-        return einops.einsum(acts, W_dec, "batch inst d_sae, inst d_sae d_in -> batch inst d_in") + self.b_dec
+        return (
+            einops.einsum(
+                acts, W_dec, "batch inst d_sae, inst d_sae d_in -> batch inst d_in"
+            )
+            + self.b_dec
+        )
 
     def forward(
         self, h: Float[Tensor, "batch inst d_in"]
-    ) -> tuple[dict[str, Tensor], Tensor, Float[Tensor, "batch inst d_sae"], Float[Tensor, "batch inst d_in"]]:
+    ) -> tuple[
+        dict[str, Tensor],
+        Tensor,
+        Float[Tensor, "batch inst d_sae"],
+        Float[Tensor, "batch inst d_in"],
+    ]:
         """Encode and decode.
 
         Returns:
-            loss_dict: each [batch inst]. "L_reconstruction": squared error, mean over d_in; "L_sparsity": sum of |z|.
+            loss_dict: each [batch inst]. "L_reconstruction": squared error, mean over
+                d_in; "L_sparsity": sum of |z|.
             loss: their sum with `cfg.sparsity_coeff` on the second, [batch inst].
             acts: the latents' activations z.
             h_reconstructed: h'.
@@ -259,18 +347,28 @@ class ToySAE(TrainableSAE):
             "L_reconstruction": (h_reconstructed - h).pow(2).mean(-1),
             "L_sparsity": acts.abs().sum(-1),
         }
-        loss = loss_dict["L_reconstruction"] + self.cfg.sparsity_coeff * loss_dict["L_sparsity"]
+        loss = (
+            loss_dict["L_reconstruction"]
+            + self.cfg.sparsity_coeff * loss_dict["L_sparsity"]
+        )
         return loss_dict, loss, acts, h_reconstructed
 
-    def resample_simple(self, frac_active_in_window: Float[Tensor, "window inst d_sae"], resample_scale: float) -> None:
-        """Call the function of this name; forms with more parameters reset these too."""
+    def resample_simple(
+        self,
+        frac_active_in_window: Float[Tensor, "window inst d_sae"],
+        resample_scale: float,
+    ) -> None:
+        """Call the function of this name; with more parameters, reset these too."""
         resample_simple(self, frac_active_in_window, resample_scale)
         self.reset_extras(dead_latents(frac_active_in_window))
 
     def resample_advanced(
-        self, frac_active_in_window: Float[Tensor, "window inst d_sae"], resample_scale: float, batch_size: int
+        self,
+        frac_active_in_window: Float[Tensor, "window inst d_sae"],
+        resample_scale: float,
+        batch_size: int,
     ) -> None:
-        """Call the function of this name; forms with more parameters reset these too."""
+        """Call the function of this name; with more parameters, reset these too."""
         resample_advanced(self, frac_active_in_window, resample_scale, batch_size)
         self.reset_extras(dead_latents(frac_active_in_window))
 
@@ -278,7 +376,8 @@ class ToySAE(TrainableSAE):
 def match_latents(
     W_dec: Float[Tensor, "... d_sae d_in"], W: Float[Tensor, "... d_in feats"]
 ) -> tuple[Int[Tensor, "... feats"], Float[Tensor, "... feats"]]:
-    """For each feature, the latent whose decoder row points most nearly its way, and their cosine.
+    """For each feature, the latent whose decoder row points most nearly its way, and
+    their cosine.
 
     Two features may share a latent. A zero vector has cosine 0 with everything.
 
@@ -286,7 +385,9 @@ def match_latents(
         W_dec: one row per latent, of any length.
         W: one column per feature, of any length.
     """
-    cosine = F.normalize(W.mT, dim=-1, eps=1e-12) @ F.normalize(W_dec, dim=-1, eps=1e-12).mT
+    cosine = (
+        F.normalize(W.mT, dim=-1, eps=1e-12) @ F.normalize(W_dec, dim=-1, eps=1e-12).mT
+    )
     best = cosine.max(dim=-1)
     return best.indices, best.values
 
@@ -294,27 +395,36 @@ def match_latents(
 # ---------------------------------------------------------------- dead latents
 
 
-def dead_latents(frac_active_in_window: Float[Tensor, "window inst d_sae"]) -> Bool[Tensor, "inst d_sae"]:
+def dead_latents(
+    frac_active_in_window: Float[Tensor, "window inst d_sae"],
+) -> Bool[Tensor, "inst d_sae"]:
     """The latents that were active on no input in any step of the window.
 
     Args:
-        frac_active_in_window: for each step, the share of its inputs on which each latent was above 0.
+        frac_active_in_window: for each step, the share of its inputs on which each
+            latent was above 0.
     """
     return (frac_active_in_window == 0).all(dim=0)
 
 
 @torch.no_grad()
 def resample_simple(
-    sae: "ToySAE", frac_active_in_window: Float[Tensor, "window inst d_sae"], resample_scale: float
+    sae: "ToySAE",
+    frac_active_in_window: Float[Tensor, "window inst d_sae"],
+    resample_scale: float,
 ) -> None:
-    """Give each dead latent a random unit direction v, in place: W_dec row v, W_enc column resample_scale · v, b_enc 0.
+    """Give each dead latent a random unit direction v, in place: W_dec row v, W_enc
+    column resample_scale · v, b_enc 0.
 
     All other latents stay as they are.
     """
     dead = dead_latents(frac_active_in_window)
     # One direction for each dead latent, all directions equally likely.
-    v = F.normalize(torch.randn(int(dead.sum()), sae.cfg.d_in, device=dead.device), dim=-1)
-    # The decoder first: with tied weights the two share their memory, and the encoder's length is the one to keep.
+    v = F.normalize(
+        torch.randn(int(dead.sum()), sae.cfg.d_in, device=dead.device), dim=-1
+    )
+    # The decoder first: with tied weights the two share their memory, and the encoder's
+    # length is the one to keep.
     sae.W_dec[dead] = v
     sae.W_enc.mT[dead] = resample_scale * v
     sae.b_enc[dead] = 0
@@ -322,14 +432,18 @@ def resample_simple(
 
 @torch.no_grad()
 def resample_advanced(
-    sae: "ToySAE", frac_active_in_window: Float[Tensor, "window inst d_sae"], resample_scale: float, batch_size: int
+    sae: "ToySAE",
+    frac_active_in_window: Float[Tensor, "window inst d_sae"],
+    resample_scale: float,
+    batch_size: int,
 ) -> None:
     """Point each dead latent at an input that is badly rebuilt, in place.
 
-    In each instance, inputs are drawn from a fresh batch, for each dead latent one, with probability proportional to
-    the square of their loss |h - h'|². With v the unit vector of h - b_dec, the W_dec row becomes v, b_enc 0, and the
-    W_enc column v times resample_scale times the mean length of the living latents' columns (1 if none is alive). An
-    instance that rebuilds the batch without error keeps its latents.
+    In each instance, inputs are drawn from a fresh batch, for each dead latent one,
+    with probability proportional to the square of their loss |h - h'|². With v the unit
+    vector of h - b_dec, the W_dec row becomes v, b_enc 0, and the W_enc column v times
+    resample_scale times the mean length of the living latents' columns (1 if none is
+    alive). An instance that rebuilds the batch without error keeps its latents.
 
     Source: "Towards Monosemanticity", appendix "Autoencoder Resampling".
     """
@@ -353,16 +467,18 @@ def resample_advanced(
         sae.b_enc[i, dead[i]] = 0
 
 
-# ---------------------------------------------------------------- shrinkage, and forms that avoid it
+# -------------------------------- shrinkage, and forms that avoid it
 
 
 def shrinkage(
-    h: Float[Tensor, "batch inst d_in"], h_reconstructed: Float[Tensor, "batch inst d_in"]
+    h: Float[Tensor, "batch inst d_in"],
+    h_reconstructed: Float[Tensor, "batch inst d_in"],
 ) -> Float[Tensor, " inst"]:
-    """How long reconstructions are for how well they point: E|h'|² / E[h'·h]; 1 means no shrinkage.
+    """How long reconstructions are for how well they point: E|h'|² / E[h'·h]; 1 means
+    no shrinkage.
 
-    It is the g for which h'/g would be nearest to h: below 1, the reconstruction would gain by being scaled up. An
-    instance that always answers 0 has shrinkage 0.
+    It is the g for which h'/g would be nearest to h: below 1, the reconstruction would
+    gain by being scaled up. An instance that always answers 0 has shrinkage 0.
 
     Source: the "relative reconstruction bias" of arXiv 2404.16014.
     """
@@ -372,9 +488,11 @@ def shrinkage(
 
 
 class GatedToySAE(ToySAE):
-    """One path decides which latents are active, another how strongly; only the first pays for sparsity.
+    """One path decides which latents are active, another how strongly; only the first
+    pays for sparsity.
 
-    Both read through the same encoder: W_gate is `W_enc`, W_mag = W_gate · exp(r_mag), one factor for each latent.
+    Both read through the same encoder: W_gate is `W_enc`, W_mag = W_gate · exp(r_mag),
+    one factor for each latent.
 
     Source: arXiv 2404.16014; errors are averaged over d_in here, as in `ToySAE`.
     """
@@ -399,24 +517,40 @@ class GatedToySAE(ToySAE):
 
     def forward(
         self, h: Float[Tensor, "batch inst d_in"]
-    ) -> tuple[dict[str, Tensor], Tensor, Float[Tensor, "batch inst d_sae"], Float[Tensor, "batch inst d_in"]]:
+    ) -> tuple[
+        dict[str, Tensor],
+        Tensor,
+        Float[Tensor, "batch inst d_sae"],
+        Float[Tensor, "batch inst d_in"],
+    ]:
         """As in `ToySAE`, with acts = (gate > 0) · ReLU(magnitude).
 
         gate = (h - b_dec) W_gate + b_gate and magnitude = (h - b_dec) W_mag + b_mag.
 
-        loss_dict: "L_reconstruction" as in `ToySAE`; "L_sparsity": sum of ReLU(gate); "L_aux": squared error, mean over
-        d_in, of the reconstruction from ReLU(gate) by a decoder (W_dec_normalized and b_dec) that gets no gradient from
-        it. The loss is their sum, `cfg.sparsity_coeff` on the second.
+        loss_dict: "L_reconstruction" as in `ToySAE`; "L_sparsity": sum of ReLU(gate);
+        "L_aux": squared error, mean over d_in, of the reconstruction from ReLU(gate) by
+        a decoder (W_dec_normalized and b_dec) that gets no gradient from it. The loss
+        is their sum, `cfg.sparsity_coeff` on the second.
         """
         gate = self.pre_activations(h)
-        product = einops.einsum(h - self.b_dec, self.W_enc, "batch inst d_in, inst d_in d_sae -> batch inst d_sae")
+        product = einops.einsum(
+            h - self.b_dec,
+            self.W_enc,
+            "batch inst d_in, inst d_in d_sae -> batch inst d_sae",
+        )
         magnitude = product * self.r_mag.exp() + self.b_mag
         acts = (gate > 0) * F.relu(magnitude)
         h_reconstructed = self.decode(acts)
-        # (gate > 0) has no gradient: having to rebuild h with ReLU(gate) alone is what teaches the gate when to open.
+        # (gate > 0) has no gradient: having to rebuild h with ReLU(gate) alone is what
+        # teaches the gate when to open.
         W_frozen, b_frozen = self.W_dec_normalized.detach(), self.b_dec.detach()
         by_gate = (
-            einops.einsum(F.relu(gate), W_frozen, "batch inst d_sae, inst d_sae d_in -> batch inst d_in") + b_frozen
+            einops.einsum(
+                F.relu(gate),
+                W_frozen,
+                "batch inst d_sae, inst d_sae d_in -> batch inst d_in",
+            )
+            + b_frozen
         )
         loss_dict = {
             "L_reconstruction": (h_reconstructed - h).pow(2).mean(-1),
@@ -424,19 +558,31 @@ class GatedToySAE(ToySAE):
             "L_aux": (by_gate - h).pow(2).mean(-1),
         }
         paid = self.cfg.sparsity_coeff * loss_dict["L_sparsity"]
-        return loss_dict, loss_dict["L_reconstruction"] + paid + loss_dict["L_aux"], acts, h_reconstructed
+        return (
+            loss_dict,
+            loss_dict["L_reconstruction"] + paid + loss_dict["L_aux"],
+            acts,
+            h_reconstructed,
+        )
 
 
 class TopKToySAE(ToySAE):
-    """The `cfg.k` largest latents stay, the others are set to 0; nothing else asks for sparsity.
+    """The `cfg.k` largest latents stay, the others are set to 0; nothing else asks for
+    sparsity.
 
     Source: "Scaling and evaluating sparse autoencoders", arXiv 2406.04093.
     """
 
     def forward(
         self, h: Float[Tensor, "batch inst d_in"]
-    ) -> tuple[dict[str, Tensor], Tensor, Float[Tensor, "batch inst d_sae"], Float[Tensor, "batch inst d_in"]]:
-        """As in `ToySAE`, but of each input's ReLU(pre-activations) only the k largest stay.
+    ) -> tuple[
+        dict[str, Tensor],
+        Tensor,
+        Float[Tensor, "batch inst d_sae"],
+        Float[Tensor, "batch inst d_in"],
+    ]:
+        """As in `ToySAE`, but of each input's ReLU(pre-activations) only the k largest
+        stay.
 
         loss_dict has "L_reconstruction" only, which is the loss.
         """
@@ -449,7 +595,9 @@ class TopKToySAE(ToySAE):
 
 
 def rectangle(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """1 where x lies strictly between -1/2 and 1/2, else 0: a window of width and area 1."""
+    """1 where x lies strictly between -1/2 and 1/2, else 0: a window of width and area
+    1.
+    """
     return ((x > -0.5) & (x < 0.5)).to(x.dtype)
 
 
@@ -461,7 +609,10 @@ class Heaviside(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, z: Float[Tensor, "batch inst d_sae"], theta: Float[Tensor, "inst d_sae"], eps: float
+        ctx,
+        z: Float[Tensor, "batch inst d_sae"],
+        theta: Float[Tensor, "inst d_sae"],
+        eps: float,
     ) -> Float[Tensor, "batch inst d_sae"]:
         """Keep z, theta and eps in `ctx` for the way back; return H(z - theta)."""
         ctx.save_for_backward(z, theta)
@@ -472,7 +623,9 @@ class Heaviside(torch.autograd.Function):
     def backward(
         ctx, grad_output: Float[Tensor, "batch inst d_sae"]
     ) -> tuple[Tensor, Float[Tensor, "batch inst d_sae"], None]:
-        """Gradients for z (all 0), for theta, -(1/eps) · rectangle((z - theta)/eps), and None for eps."""
+        """Gradients for z (all 0), for theta, -(1/eps) · rectangle((z - theta)/eps),
+        and None for eps.
+        """
         z, theta = ctx.saved_tensors
         theta_grad = -rectangle((z - theta) / ctx.eps) / ctx.eps * grad_output
         # Torch sums over the batch, along which theta was spread.
@@ -487,7 +640,10 @@ class JumpReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, z: Float[Tensor, "batch inst d_sae"], theta: Float[Tensor, "inst d_sae"], eps: float
+        ctx,
+        z: Float[Tensor, "batch inst d_sae"],
+        theta: Float[Tensor, "inst d_sae"],
+        eps: float,
     ) -> Float[Tensor, "batch inst d_sae"]:
         """Keep z, theta and eps in `ctx` for the way back; return z · H(z - theta)."""
         ctx.save_for_backward(z, theta)
@@ -497,8 +653,12 @@ class JumpReLU(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx, grad_output: Float[Tensor, "batch inst d_sae"]
-    ) -> tuple[Float[Tensor, "batch inst d_sae"], Float[Tensor, "batch inst d_sae"], None]:
-        """Gradients for z, H(z - theta), for theta, -(theta/eps) · rectangle((z - theta)/eps), and None for eps."""
+    ) -> tuple[
+        Float[Tensor, "batch inst d_sae"], Float[Tensor, "batch inst d_sae"], None
+    ]:
+        """Gradients for z, H(z - theta), for theta, -(theta/eps) · rectangle((z -
+        theta)/eps), and None for eps.
+        """
         z, theta = ctx.saved_tensors
         theta_grad = -theta / ctx.eps * rectangle((z - theta) / ctx.eps) * grad_output
         # Torch sums over the batch, along which theta was spread.
@@ -506,7 +666,8 @@ class JumpReLU(torch.autograd.Function):
 
 
 class JumpReLUToySAE(ToySAE):
-    """A latent is active above a threshold of its own, with its full size; sparsity is the number of active latents.
+    """A latent is active above a threshold of its own, with its full size; sparsity is
+    the number of active latents.
 
     Source: arXiv 2407.14435.
     """
@@ -515,7 +676,9 @@ class JumpReLUToySAE(ToySAE):
 
     def __init__(self, cfg: ToySAEConfig, model: ToyModel):
         super().__init__(cfg, model)
-        self.log_threshold = nn.Parameter(torch.full_like(self.b_enc, math.log(cfg.initial_threshold)))
+        self.log_threshold = nn.Parameter(
+            torch.full_like(self.b_enc, math.log(cfg.initial_threshold))
+        )
 
     @torch.no_grad()
     def reset_extras(self, latents: Bool[Tensor, "inst d_sae"]) -> None:
@@ -523,11 +686,17 @@ class JumpReLUToySAE(ToySAE):
 
     def forward(
         self, h: Float[Tensor, "batch inst d_in"]
-    ) -> tuple[dict[str, Tensor], Tensor, Float[Tensor, "batch inst d_sae"], Float[Tensor, "batch inst d_in"]]:
-        """As in `ToySAE`, with acts = JumpReLU(pre-activations, exp(log_threshold), cfg.ste_epsilon).
+    ) -> tuple[
+        dict[str, Tensor],
+        Tensor,
+        Float[Tensor, "batch inst d_sae"],
+        Float[Tensor, "batch inst d_in"],
+    ]:
+        """As in `ToySAE`, with acts = JumpReLU(pre-activations, exp(log_threshold),
+        cfg.ste_epsilon).
 
-        loss_dict: "L_reconstruction" as in `ToySAE`; "L_sparsity": how many latents are above their threshold, by
-        `Heaviside`, so that thresholds get a gradient.
+        loss_dict: "L_reconstruction" as in `ToySAE`; "L_sparsity": how many latents are
+        above their threshold, by `Heaviside`, so that thresholds get a gradient.
         """
         pre, theta = self.pre_activations(h), self.log_threshold.exp()
         acts = JumpReLU.apply(pre, theta, self.cfg.ste_epsilon)
@@ -536,11 +705,15 @@ class JumpReLUToySAE(ToySAE):
             "L_reconstruction": (h_reconstructed - h).pow(2).mean(-1),
             "L_sparsity": Heaviside.apply(pre, theta, self.cfg.ste_epsilon).sum(-1),
         }
-        loss = loss_dict["L_reconstruction"] + self.cfg.sparsity_coeff * loss_dict["L_sparsity"]
+        loss = (
+            loss_dict["L_reconstruction"]
+            + self.cfg.sparsity_coeff * loss_dict["L_sparsity"]
+        )
         return loss_dict, loss, acts, h_reconstructed
 
 
-# ================================================================ 2. Trained autoencoders of a language model
+# ================================================================ 2. Trained
+# autoencoders of a language model
 
 
 def layer_of(sae: SAE) -> int:
@@ -551,41 +724,54 @@ def layer_of(sae: SAE) -> int:
     """
     name = sae.cfg.metadata.hook_name
     if not (found := re.match(r"blocks\.(\d+)\.", str(name))):
-        raise ValueError(f"the autoencoder's hook is {name!r}: set sae.cfg.metadata.hook_name to 'blocks.LAYER. …'")
+        raise ValueError(
+            f"the autoencoder's hook is {name!r}: set sae.cfg.metadata.hook_name to "
+            "'blocks.LAYER. …'"
+        )
     return int(found[1])
 
 
 def acts_name(sae: SAE) -> str:
-    """The hook of an attached autoencoder's latents, after their activation function."""
+    """The hook of an attached autoencoder's latents, after their activation."""
     return f"{sae.cfg.metadata.hook_name}.hook_sae_acts_post"
 
 
 @torch.no_grad()
 def check_fits(model: HookedSAETransformer, sae: SAE) -> None:
-    """Nothing where the autoencoder can be attached to the model. sae_lens itself only warns, and runs without it.
+    """Nothing where the autoencoder can be attached to the model. sae_lens itself only
+    warns, and runs without it.
 
-    That it was trained on *this* model no shape can tell: a low explained variance does (`sae_metrics`).
+    That it was trained on *this* model no shape can tell: a low explained variance does
+    (`sae_metrics`).
 
     Raises:
-        ValueError: the model has no such hook, another autoencoder holds it, or its vectors have another width.
+        ValueError: the model has no such hook, another autoencoder holds it, or its
+            vectors have another width.
     """
     name = sae.cfg.metadata.hook_name
     if name in model.acts_to_saes:
-        raise ValueError(f"an autoencoder is attached at {name} already: call model.reset_saes() first")
+        raise ValueError(
+            f"an autoencoder is attached at {name} already: call model.reset_saes() "
+            "first"
+        )
     if name not in model.hook_dict:
         raise ValueError(
-            f"the autoencoder reads {name!r}, a place that this model of {model.cfg.n_layers} layers does not have: "
+            f"the autoencoder reads {name!r}, a place that this model of "
+            f"{model.cfg.n_layers} layers does not have: "
             f"load the model that it was trained on ({sae.cfg.metadata.model_name})"
         )
-    _, cache = model.run_with_cache(torch.zeros(1, 1, dtype=torch.long, device=model.cfg.device), names_filter=name)
+    _, cache = model.run_with_cache(
+        torch.zeros(1, 1, dtype=torch.long, device=model.cfg.device), names_filter=name
+    )
     if (width := cache[name][0, 0].numel()) != sae.cfg.d_in:
         raise ValueError(
-            f"the autoencoder reads vectors of {sae.cfg.d_in} numbers, and {name} has {width} in this model: "
+            f"the autoencoder reads vectors of {sae.cfg.d_in} numbers, and {name} has "
+            f"{width} in this model: "
             f"load the model that it was trained on ({sae.cfg.metadata.model_name})"
         )
 
 
-# ---------------------------------------------------------------- what the latents are, and how good
+# -------------------------------- what the latents are, and how good
 
 
 @torch.no_grad()
@@ -600,7 +786,9 @@ def get_sae_acts(
     check_fits(model, sae)
     name = acts_name(sae)
     # The layers above are not needed.
-    _, cache = model.run_with_cache_with_saes(tokens, saes=[sae], names_filter=name, stop_at_layer=layer_of(sae) + 1)
+    _, cache = model.run_with_cache_with_saes(
+        tokens, saes=[sae], names_filter=name, stop_at_layer=layer_of(sae) + 1
+    )
     return cache[name]
 
 
@@ -613,18 +801,23 @@ def next_token_losses(
 
 
 @torch.no_grad()
-def sae_metrics(model: HookedSAETransformer, sae: SAE, tokens: Int[Tensor, "batch seq"]) -> dict[str, float]:
+def sae_metrics(
+    model: HookedSAETransformer, sae: SAE, tokens: Int[Tensor, "batch seq"]
+) -> dict[str, float]:
     """How well an autoencoder stands in for the activation that it was trained on.
 
-    Tokens equal to the first one of the first row (`<|endoftext|>`) are left out of `L0` and `explained_variance`:
-    their activation is the longest of all and always nearly the same, so that rebuilding it would flatter.
+    Tokens equal to the first one of the first row (`<|endoftext|>`) are left out of
+    `L0` and `explained_variance`: their activation is the longest of all and always
+    nearly the same, so that rebuilding it would flatter.
 
     Returns:
-        `L0`: mean number of active latents a token. `explained_variance`: 1 - (squared error) / (squared distance from
-        the mean activation), each summed over tokens and dimensions. `loss_clean`, `loss_sae`, `loss_zero`: mean loss
-        in nats of the model as it is, with the autoencoder's output in place of the activation, with zeros there.
-        `loss_recovered`: (loss_zero - loss_sae) / (loss_zero - loss_clean). `dead`: share of latents that are active
-        on none of the tokens.
+        `L0`: mean number of active latents a token. `explained_variance`: 1 - (squared
+        error) / (squared distance from the mean activation), each summed over tokens
+        and dimensions. `loss_clean`, `loss_sae`, `loss_zero`: mean loss in nats of the
+        model as it is, with the autoencoder's output in place of the activation, with
+        zeros there.
+        `loss_recovered`: (loss_zero - loss_sae) / (loss_zero - loss_clean). `dead`:
+        share of latents that are active on none of the tokens.
 
     Raises:
         ValueError: the autoencoder does not fit the model.
@@ -648,13 +841,17 @@ def sae_metrics(model: HookedSAETransformer, sae: SAE, tokens: Int[Tensor, "batc
         "sae": model.run_with_saes(tokens, saes=[sae]),
         "zero": model.run_with_hooks(tokens, fwd_hooks=[(name, zero)]),
     }
-    loss = {f"loss_{key}": next_token_losses(value, tokens).mean().item() for key, value in logits.items()}
+    loss = {
+        f"loss_{key}": next_token_losses(value, tokens).mean().item()
+        for key, value in logits.items()
+    }
     active = acts > 0
     return {
         "L0": active[counted].sum(dim=-1).float().mean().item(),
         "explained_variance": 1 - unexplained.item(),
         **loss,
-        "loss_recovered": (loss["loss_zero"] - loss["loss_sae"]) / (loss["loss_zero"] - loss["loss_clean"]),
+        "loss_recovered": (loss["loss_zero"] - loss["loss_sae"])
+        / (loss["loss_zero"] - loss["loss_clean"]),
         "dead": 1 - active.flatten(0, 1).any(dim=0).float().mean().item(),
     }
 
@@ -662,10 +859,13 @@ def sae_metrics(model: HookedSAETransformer, sae: SAE, tokens: Int[Tensor, "batc
 # ---------------------------------------------------------------- dashboards
 
 
-def token_batches(act_store: ActivationsStore, total_batches: int) -> list[Int[Tensor, "batch seq"]]:
+def token_batches(
+    act_store: ActivationsStore, total_batches: int
+) -> list[Int[Tensor, "batch seq"]]:
     """The store's next `total_batches` batches of tokens, no row twice.
 
-    At the end of its data set a store begins again without a word: the same row would be counted, or shown, twice.
+    At the end of its data set a store begins again without a word: the same row would
+    be counted, or shown, twice.
 
     Raises:
         ValueError: the data set is shorter than these batches.
@@ -675,8 +875,10 @@ def token_batches(act_store: ActivationsStore, total_batches: int) -> list[Int[T
         rows = len(act_store.dataset)
         if total_batches * size > rows:
             raise ValueError(
-                f"{total_batches} batches of {size} rows are more than the data set's {rows}: ask for at most "
-                f"{rows // size} batches, give the store more documents, or a smaller store_batch_size_prompts"
+                f"{total_batches} batches of {size} rows are more than the data set's "
+                f"{rows}: ask for at most "
+                f"{rows // size} batches, give the store more documents, or a smaller "
+                "store_batch_size_prompts"
             )
     with warnings.catch_warnings():
         warnings.filterwarnings(
@@ -686,14 +888,22 @@ def token_batches(act_store: ActivationsStore, total_batches: int) -> list[Int[T
 
 
 def positive_activations(
-    model: HookedSAETransformer, sae: SAE, act_store: ActivationsStore, latent_idx: int, total_batches: int
+    model: HookedSAETransformer,
+    sae: SAE,
+    act_store: ActivationsStore,
+    latent_idx: int,
+    total_batches: int,
 ) -> tuple[Float[Tensor, " active"], float]:
     """What a latent's histogram is drawn from.
 
     Returns:
-        The latent's activation on all tokens on which it is active, and the share of all tokens that these are.
+        The latent's activation on all tokens on which it is active, and the share of
+        all tokens that these are.
     """
-    acts = [get_sae_acts(model, sae, tokens)[..., latent_idx] for tokens in token_batches(act_store, total_batches)]
+    acts = [
+        get_sae_acts(model, sae, tokens)[..., latent_idx]
+        for tokens in token_batches(act_store, total_batches)
+    ]
     acts = torch.cat(acts)
     return acts[acts > 0], (acts > 0).float().mean().item()
 
@@ -705,8 +915,8 @@ def get_k_largest_indices(
 
     Args:
         buffer: only places that have this many tokens on either side in their row.
-        no_overlap: no two places whose windows (the place and `buffer` tokens on either side) share a token. There may
-            be fewer than k of them.
+        no_overlap: no two places whose windows (the place and `buffer` tokens on either
+            side) share a token. There may be fewer than k of them.
 
     Raises:
         ValueError: no window fits into a row.
@@ -717,7 +927,9 @@ def get_k_largest_indices(
             f"{buffer} tokens on either side do not fit into rows of {x.shape[1]}: "
             f"take a buffer from 0 to {(x.shape[1] - 1) // 2}"
         )
-    order = x[:, buffer : buffer + width].flatten().argsort(descending=True, stable=True)
+    order = (
+        x[:, buffer : buffer + width].flatten().argsort(descending=True, stable=True)
+    )
     places = torch.stack([order // width, order % width + buffer], dim=1)
     if not no_overlap:
         return places[:k]
@@ -733,7 +945,8 @@ def get_k_largest_indices(
 def index_with_buffer(
     x: Shaped[Tensor, "batch seq"], indices: Int[Tensor, "k 2"], buffer: int
 ) -> Shaped[Tensor, "k window"]:
-    """For each (row, position), what stands there and `buffer` places to either side: window = 2 · buffer + 1.
+    """For each (row, position), what stands there and `buffer` places to either side:
+    window = 2 · buffer + 1.
 
     Raises:
         ValueError: a window reaches beyond its row.
@@ -741,12 +954,17 @@ def index_with_buffer(
     row, position = indices.unbind(dim=1)
     window = position[:, None] + torch.arange(-buffer, buffer + 1, device=x.device)
     if window.numel() and (window.min() < 0 or window.max() >= x.shape[1]):
-        raise ValueError(f"a window of {buffer} tokens on either side reaches beyond a row of {x.shape[1]}")
+        raise ValueError(
+            f"a window of {buffer} tokens on either side reaches beyond a row of "
+            f"{x.shape[1]}"
+        )
     return x[row[:, None], window]
 
 
 class Example(NamedTuple):
-    """A window of text around the token in its middle, and a latent's activation on each of its tokens."""
+    """A window of text around the token in its middle, and a latent's activation on
+    each of its tokens.
+    """
 
     tokens: list[str]
     acts: Float[Tensor, " window"]
@@ -761,29 +979,46 @@ def fetch_max_activating_examples(
     k: int = 10,
     buffer: int = 8,
 ) -> list[Example]:
-    """The `k` windows of text with a latent's largest activations in their middle, the largest first; none overlap.
+    """The `k` windows of text with a latent's largest activations in their middle, the
+    largest first; none overlap.
 
-    Windows in whose middle the latent is not active are left out: a dead latent has no examples.
+    Windows in whose middle the latent is not active are left out: a dead latent has no
+    examples.
     """
     batches = token_batches(act_store, total_batches)
-    acts = torch.cat([get_sae_acts(model, sae, tokens)[..., latent_idx] for tokens in batches])
+    acts = torch.cat(
+        [get_sae_acts(model, sae, tokens)[..., latent_idx] for tokens in batches]
+    )
     indices = get_k_largest_indices(acts, k, buffer)
-    windows = index_with_buffer(torch.cat(batches), indices, buffer), index_with_buffer(acts, indices, buffer)
-    return [Example(model.to_str_tokens(t), a) for t, a in zip(*windows, strict=True) if a[buffer] > 0]
+    windows = (
+        index_with_buffer(torch.cat(batches), indices, buffer),
+        index_with_buffer(acts, indices, buffer),
+    )
+    return [
+        Example(model.to_str_tokens(t), a)
+        for t, a in zip(*windows, strict=True)
+        if a[buffer] > 0
+    ]
 
 
-def logit_weights(model: HookedSAETransformer, sae: SAE, latent_idx: int) -> Float[Tensor, " d_vocab"]:
-    """What a latent adds to each token's logit for each unit of its activation, along the direct path.
+def logit_weights(
+    model: HookedSAETransformer, sae: SAE, latent_idx: int
+) -> Float[Tensor, " d_vocab"]:
+    """What a latent adds to each token's logit for each unit of its activation, along
+    the direct path.
 
-    The direct path leaves out what the layers above make of it, and the final LayerNorm's division: that one is the
-    same for all tokens of the vocabulary, so it does not change their order. Its weights are in `W_U` of a processed
-    model. A latent of the heads' outputs goes through `W_O` first.
+    The direct path leaves out what the layers above make of it, and the final
+    LayerNorm's division: that one is the same for all tokens of the vocabulary, so it
+    does not change their order. Its weights are in `W_U` of a processed model. A latent
+    of the heads' outputs goes through `W_O` first.
     """
     direction = sae.W_dec[latent_idx]
     if sae.cfg.metadata.hook_name.endswith("hook_z"):
         W_O = model.W_O[layer_of(sae)]
         by_head = direction.reshape(W_O.shape[:2])
-        direction = einops.einsum(by_head, W_O, "head d_head, head d_head d_model -> d_model")
+        direction = einops.einsum(
+            by_head, W_O, "head d_head, head d_head d_model -> d_model"
+        )
     return direction @ model.W_U
 
 
@@ -791,9 +1026,13 @@ def logit_weights(model: HookedSAETransformer, sae: SAE, latent_idx: int) -> Flo
 
 
 def labelled_rows(
-    documents: Sequence[Document], tokenizer, context: int, labels: Sequence[str] = tuple(LABELS)
+    documents: Sequence[Document],
+    tokenizer,
+    context: int,
+    labels: Sequence[str] = tuple(LABELS),
 ) -> tuple[Int[Tensor, "row context"], Bool[Tensor, "row context label"]]:
-    """Documents packed into rows as in training (`utils.world.rows`), and which labels hold on each token.
+    """Documents packed into rows as in training (`utils.world.rows`), and which labels
+    hold on each token.
 
     Raises:
         ValueError: the documents do not fill one row.
@@ -802,10 +1041,15 @@ def labelled_rows(
     for document in token_labels(documents, tokenizer, labels):
         row.append(document)
         if sum(len(tokens) for tokens, _ in row) >= context:
-            rows.append([torch.cat(parts)[:context] for parts in zip(*row, strict=True)])
+            rows.append(
+                [torch.cat(parts)[:context] for parts in zip(*row, strict=True)]
+            )
             row = []
     if not rows:
-        raise ValueError(f"{len(documents)} documents do not fill a row of {context} tokens: give more of them")
+        raise ValueError(
+            f"{len(documents)} documents do not fill a row of {context} tokens: give "
+            "more of them"
+        )
     tokens, truth = zip(*rows, strict=True)
     return torch.stack(tokens), torch.stack(truth)
 
@@ -816,7 +1060,8 @@ def f1_scores(
     labels: Bool[Tensor, "token label"],
     thresholds: Float[Tensor, "threshold unit"],
 ) -> Float[Tensor, "threshold label unit"]:
-    """F1 of each unit as a detector of each label: "the label holds where the value is at least the threshold".
+    """F1 of each unit as a detector of each label: "the label holds where the value is
+    at least the threshold".
 
     F1 = 2 · hits / (2 · hits + false alarms + misses); 0 where there are no hits.
     """
@@ -825,30 +1070,45 @@ def f1_scores(
     for threshold in thresholds:
         fires = (values >= threshold).float()
         hits = truth.T @ fires
-        # Hits and false alarms together are all firings, hits and misses all labelled tokens.
+        # Hits and false alarms together are all firings, hits and misses all labelled
+        # tokens.
         scores.append(2 * hits / (fires.sum(0) + truth.sum(0)[:, None]).clamp_min(1))
     return torch.stack(scores)
 
 
-def unit_thresholds(values: Float[Tensor, "token unit"], n: int = 14) -> Float[Tensor, "n unit"]:
-    """`n` thresholds for each unit, from the one that all its non-zero values reach to the one that few do.
+def unit_thresholds(
+    values: Float[Tensor, "token unit"], n: int = 14
+) -> Float[Tensor, "n unit"]:
+    """`n` thresholds for each unit, from the one that all its non-zero values reach to
+    the one that few do.
 
-    The share of the non-zero values that reach a threshold falls in even ratios from 1 to 1/1000. So a unit that is
-    hardly ever 0, as a neuron, may detect rare labels too. A unit that is always 0 gets infinity: it never fires.
+    The share of the non-zero values that reach a threshold falls in even ratios from 1
+    to 1/1000. So a unit that is hardly ever 0, as a neuron, may detect rare labels too.
+    A unit that is always 0 gets infinity: it never fires.
     """
-    ranked = values.masked_fill(values == 0, torch.inf).sort(dim=0).values  # zeros go last
+    ranked = (
+        values.masked_fill(values == 0, torch.inf).sort(dim=0).values
+    )  # zeros go last
     n_values = (values != 0).sum(0)
-    n_firings = (n_values * torch.logspace(0, -3, n, device=values.device)[:, None]).ceil().long()
+    n_firings = (
+        (n_values * torch.logspace(0, -3, n, device=values.device)[:, None])
+        .ceil()
+        .long()
+    )
     return ranked.gather(0, n_values - n_firings)
 
 
 def best_units(
-    values: Float[Tensor, "token unit"], labels: Bool[Tensor, "token label"], n: int = 14
+    values: Float[Tensor, "token unit"],
+    labels: Bool[Tensor, "token label"],
+    n: int = 14,
 ) -> tuple[Int[Tensor, " label"], Float[Tensor, " label"]]:
-    """For each label the unit that detects it best, and its F1 on tokens that had no say in the choice.
+    """For each label the unit that detects it best, and its F1 on tokens that had no
+    say in the choice.
 
-    Unit and threshold are chosen on the first half of the tokens and scored on the second half. Else a thousand units
-    with a dozen thresholds each would find something in any label.
+    Unit and threshold are chosen on the first half of the tokens and scored on the
+    second half. Else a thousand units with a dozen thresholds each would find something
+    in any label.
     """
     half = len(values) // 2
     thresholds = unit_thresholds(values[:half], n)
@@ -867,9 +1127,11 @@ def precision_and_recall(
     unit: Int[Tensor, " label"],
     n: int = 14,
 ) -> tuple[Float[Tensor, " label"], Float[Tensor, " label"]]:
-    """Of each label's own unit: how often it is right where it fires, and how much of the label it finds.
+    """Of each label's own unit: how often it is right where it fires, and how much of
+    the label it finds.
 
-    The threshold is chosen on the first half of the tokens, by F1, as in `best_units`; the second half is scored.
+    The threshold is chosen on the first half of the tokens, by F1, as in `best_units`;
+    the second half is scored.
     """
     half = len(values) // 2
     own = values[:, unit]
@@ -881,22 +1143,35 @@ def precision_and_recall(
 
 
 def probe_scores(
-    x: Float[Tensor, "token d"], labels: Bool[Tensor, "token label"], iterations: int = 30
+    x: Float[Tensor, "token d"],
+    labels: Bool[Tensor, "token label"],
+    iterations: int = 30,
 ) -> Float[Tensor, "token label"]:
-    """What a linear probe says of each label on each token: logits of a logistic regression, fitted with the labels.
+    """What a linear probe says of each label on each token: logits of a logistic
+    regression, fitted with the labels.
 
-    It sees the labels of the first half of the tokens only. To score it, hand its logits to `best_units`.
+    It sees the labels of the first half of the tokens only. To score it, hand its
+    logits to `best_units`.
     """
     half = len(x) // 2
     x = (x - x[:half].mean(0)) / x[:half].std(0).clamp_min(1e-6)
     truth = labels[:half].to(x.dtype)
-    weight = torch.zeros(x.shape[1], labels.shape[1], device=x.device, requires_grad=True)
+    weight = torch.zeros(
+        x.shape[1], labels.shape[1], device=x.device, requires_grad=True
+    )
     bias = torch.zeros(labels.shape[1], device=x.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=iterations, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(x[:half] @ weight + bias, truth, reduction="sum") / half
+        loss = (
+            F.binary_cross_entropy_with_logits(
+                x[:half] @ weight + bias, truth, reduction="sum"
+            )
+            / half
+        )
         loss.backward()
         return loss
 
@@ -906,34 +1181,45 @@ def probe_scores(
 
 
 def by_document(
-    values: Shaped[Tensor, "row seq unit"], tokens: Int[Tensor, "row seq"], end: int, least: int = 8
+    values: Shaped[Tensor, "row seq unit"],
+    tokens: Int[Tensor, "row seq"],
+    end: int,
+    least: int = 8,
 ) -> Shaped[Tensor, "document unit"]:
-    """The largest value of each unit in each document, in the order of the text; of yes and no, "is it ever yes?".
+    """The largest value of each unit in each document, in the order of the text; of yes
+    and no, "is it ever yes?".
 
-    A row begins with the token `end`, which also parts the documents in it and belongs to none. Pieces of fewer than
-    `least` tokens, cut by a row's end, are left out.
+    A row begins with the token `end`, which also parts the documents in it and belongs
+    to none. Pieces of fewer than `least` tokens, cut by a row's end, are left out.
 
     Raises:
         ValueError: a row does not begin with `end`, or no piece is long enough.
     """
     if (tokens[:, 0] != end).any():
-        raise ValueError(f"a row must begin with token {end}, which parts the documents")
+        raise ValueError(
+            f"a row must begin with token {end}, which parts the documents"
+        )
     inside = tokens != end
-    number = (~inside).flatten().cumsum(0)[inside.flatten()]  # of the document that a token belongs to
+    number = (
+        (~inside).flatten().cumsum(0)[inside.flatten()]
+    )  # of the document that a token belongs to
     pieces = values[inside].split(torch.bincount(number).tolist())
     long_enough = [piece.amax(dim=0) for piece in pieces if len(piece) >= least]
     if not long_enough:
-        raise ValueError(f"no document has {least} tokens: give longer rows or a smaller `least`")
+        raise ValueError(
+            f"no document has {least} tokens: give longer rows or a smaller `least`"
+        )
     return torch.stack(long_enough)
 
 
 def greedy_cover(
     fires: Bool[Tensor, "token latent"], label: Bool[Tensor, " token"], n: int
 ) -> tuple[list[int], list[float]]:
-    """Up to `n` latents that together detect a label: "it holds where any of them fires".
+    """Up to `n` latents that together detect a label: "it holds where any of them
+    fires".
 
-    Starts with the best single latent and adds, again and again, the one that raises the F1 of all together most;
-    stops where none raises it.
+    Starts with the best single latent and adds, again and again, the one that raises
+    the F1 of all together most; stops where none raises it.
 
     Returns:
         The latents in the order in which they were added, and the F1 after each.
@@ -958,47 +1244,68 @@ def greedy_cover(
 
 
 def create_prompt(examples: Sequence[Example], threshold: float = 0.3) -> str:
-    """The examples as a language model gets them: one a line, with a number, what is active between << and >>.
+    """The examples as a language model gets them: one a line, with a number, what is
+    active between << and >>.
 
-    A token is marked where its activation is more than `threshold` of the largest in all examples. Marked tokens next
-    to each other share one pair of marks. Line ends in the text are written ↵.
+    A token is marked where its activation is more than `threshold` of the largest in
+    all examples. Marked tokens next to each other share one pair of marks. Line ends in
+    the text are written ↵.
 
-    Source: "Automatically Interpreting Millions of Features in Large Language Models" (arXiv 2410.13928), section 3.1.
+    Source: "Automatically Interpreting Millions of Features in Large Language Models"
+    (arXiv 2410.13928), section 3.1.
 
     Raises:
         ValueError: no examples.
     """
     if not examples:
-        raise ValueError("no examples: the latent was not active; look at more text, or take another latent")
+        raise ValueError(
+            "no examples: the latent was not active; look at more text, or take "
+            "another latent"
+        )
     limit = threshold * max(example.acts.max().item() for example in examples)
     lines = []
     for number, (tokens, acts) in enumerate(examples, start=1):
-        groups = groupby(zip(tokens, acts.tolist(), strict=True), key=lambda pair: pair[1] > limit)
-        pieces = [(active, "".join(token for token, _ in group)) for active, group in groups]
+        groups = groupby(
+            zip(tokens, acts.tolist(), strict=True), key=lambda pair: pair[1] > limit
+        )
+        pieces = [
+            (active, "".join(token for token, _ in group)) for active, group in groups
+        ]
         line = "".join(f"<<{text}>>" if active else text for active, text in pieces)
         lines.append(f"{number}. {line}".replace("\n", "↵"))
     return "\n".join(lines)
 
 
-def detection_score(said: Bool[Tensor, " text"], active: Bool[Tensor, " text"]) -> float:
-    """How well an explanation tells texts on which a latent is active from others: balanced accuracy.
+def detection_score(
+    said: Bool[Tensor, " text"], active: Bool[Tensor, " text"]
+) -> float:
+    """How well an explanation tells texts on which a latent is active from others:
+    balanced accuracy.
 
-    The mean of two shares: of the active texts that it finds, and of the others that it leaves alone. Knowing nothing
-    scores 0.5, however many texts of either kind there are.
+    The mean of two shares: of the active texts that it finds, and of the others that it
+    leaves alone. Knowing nothing scores 0.5, however many texts of either kind there
+    are.
 
-    Source: "Automatically Interpreting Millions of Features in Large Language Models" (arXiv 2410.13928), section 3.2.
+    Source: "Automatically Interpreting Millions of Features in Large Language Models"
+    (arXiv 2410.13928), section 3.2.
 
     Raises:
         ValueError: texts of one kind only.
     """
     if active.all() or not active.any():
-        raise ValueError("the texts are all of one kind: give some on which the latent is active and some others")
+        raise ValueError(
+            "the texts are all of one kind: give some on which the latent is active "
+            "and some others"
+        )
     found, left_alone = said[active].float().mean(), (~said[~active]).float().mean()
     return ((found + left_alone) / 2).item()
 
 
-def simulation_score(simulated: Float[Tensor, "text seq"], acts: Float[Tensor, "text seq"]) -> float:
-    """How well activations guessed from an explanation follow the true ones: their correlation over all tokens.
+def simulation_score(
+    simulated: Float[Tensor, "text seq"], acts: Float[Tensor, "text seq"]
+) -> float:
+    """How well activations guessed from an explanation follow the true ones: their
+    correlation over all tokens.
 
     0 where either does not vary at all. The scale of the guess is free.
 
@@ -1010,24 +1317,30 @@ def simulation_score(simulated: Float[Tensor, "text seq"], acts: Float[Tensor, "
     return (guess @ truth / (guess.norm() * truth.norm())).item()
 
 
-# ================================================================ 3. Attention latents, causes, steering
+# ================================================================ 3. Attention latents,
+# causes, steering
 
 
 def require_hook_z(sae: SAE) -> None:
     """Raises ValueError if the autoencoder doesn't read the heads' outputs."""
     if not str(sae.cfg.metadata.hook_name).endswith("hook_z"):
         raise ValueError(
-            f"this autoencoder reads {sae.cfg.metadata.hook_name}: take one of hook_z, load_sae('z', layer)"
+            f"this autoencoder reads {sae.cfg.metadata.hook_name}: take one of hook_z, "
+            "load_sae('z', layer)"
         )
 
 
 def labelled_batch(
     documents: Sequence[Document], tokenizer, labels: Sequence[str], length: int
-) -> tuple[Int[Tensor, "batch seq"], Bool[Tensor, "batch seq label"], Bool[Tensor, "batch seq"]]:
-    """Documents as one batch, cut or padded to `length` tokens: tokens, their labels, and which tokens count.
+) -> tuple[
+    Int[Tensor, "batch seq"], Bool[Tensor, "batch seq label"], Bool[Tensor, "batch seq"]
+]:
+    """Documents as one batch, cut or padded to `length` tokens: tokens, their labels,
+    and which tokens count.
 
-    `<|endoftext|>`, with which each row begins and is padded, doesn't count. Take the tokenizer of `load_tokenizer()`:
-    a model's own puts a second `<|endoftext|>` in front.
+    `<|endoftext|>`, with which each row begins and is padded, doesn't count. Take the
+    tokenizer of `load_tokenizer()`: a model's own puts a second `<|endoftext|>` in
+    front.
     """
     tokens = torch.zeros(len(documents), length, dtype=torch.long)
     truth = torch.zeros(len(documents), length, len(labels), dtype=torch.bool)
@@ -1036,20 +1349,26 @@ def labelled_batch(
     return tokens, truth, tokens != tokens[0, 0]
 
 
-# ---------------------------------------------------------------- where an attention latent reads
+# -------------------------------- where an attention latent reads
 
 
 def attention_of_top_examples(
     latent_acts: Float[Tensor, "batch seq"], cache: ActivationCache, layer: int, k: int
-) -> tuple[Int[Tensor, "k 2"], Float[Tensor, "k seqK head d_head"], Float[Tensor, "k head seqK"]]:
-    """The `k` rows in which a latent is most active, and what the layer's heads read at that place of each.
+) -> tuple[
+    Int[Tensor, "k 2"],
+    Float[Tensor, "k seqK head d_head"],
+    Float[Tensor, "k head seqK"],
+]:
+    """The `k` rows in which a latent is most active, and what the layer's heads read at
+    that place of each.
 
     Args:
         latent_acts: one latent's activation on every token.
         cache: of the same tokens; it holds v and the pattern of `layer`.
 
     Returns:
-        `where`: (row, position) of the largest activation of each of the k rows, the strongest row first.
+        `where`: (row, position) of the largest activation of each of the k rows, the
+            strongest row first.
         `v`: the values of all positions of these rows.
         `pattern`: the attention from that position to all positions.
     """
@@ -1062,20 +1381,31 @@ def attention_of_top_examples(
 
 
 def direct_feature_attribution(
-    v: Float[Tensor, "k seqK head d_head"], pattern: Float[Tensor, "k head seqK"], sae: SAE, latent_idx: int
+    v: Float[Tensor, "k seqK head d_head"],
+    pattern: Float[Tensor, "k head seqK"],
+    sae: SAE,
+    latent_idx: int,
 ) -> tuple[Float[Tensor, "k seqK head"], Float[Tensor, ""]]:
-    """What each source token brings, through each head, to a latent's pre-activation; and what no token brings.
+    """What each source token brings, through each head, to a latent's pre-activation;
+    and what no token brings.
 
-    The pattern is taken as it was: this says what was read, not why the heads looked there.
+    The pattern is taken as it was: this says what was read, not why the heads looked
+    there.
 
     Returns:
-        `by_source`, and `bias`, the same for all examples. by_source.sum((1, 2)) + bias is the pre-activation.
+        `by_source`, and `bias`, the same for all examples. by_source.sum((1, 2)) + bias
+        is the pre-activation.
 
-    Source: "Interpreting Attention Layer Outputs with Sparse Autoencoders" (arXiv 2406.17759), section 4.
+    Source: "Interpreting Attention Layer Outputs with Sparse Autoencoders" (arXiv
+    2406.17759), section 4.
     """
     # A column of the encoder holds all heads' parts, one after the other.
-    W_enc = einops.rearrange(sae.W_enc[:, latent_idx], "(head d_head) -> head d_head", head=v.shape[2])
-    by_source = einops.einsum(pattern, v, W_enc, "k head seqK, k seqK head d_head, head d_head -> k seqK head")
+    W_enc = einops.rearrange(
+        sae.W_enc[:, latent_idx], "(head d_head) -> head d_head", head=v.shape[2]
+    )
+    by_source = einops.einsum(
+        pattern, v, W_enc, "k head seqK, k seqK head d_head, head d_head -> k seqK head"
+    )
     bias = sae.b_enc[latent_idx]
     if sae.cfg.apply_b_dec_to_input:
         bias = bias - sae.b_dec @ sae.W_enc[:, latent_idx]
@@ -1085,16 +1415,23 @@ def direct_feature_attribution(
 # ---------------------------------------------------------------- what a latent writes
 
 
-def latent_directions(model: HookedSAETransformer, sae: SAE) -> Float[Tensor, "d_sae d_model"]:
-    """What each latent of an attention autoencoder adds to the residual stream for each unit of its activation.
+def latent_directions(
+    model: HookedSAETransformer, sae: SAE
+) -> Float[Tensor, "d_sae d_model"]:
+    """What each latent of an attention autoencoder adds to the residual stream for each
+    unit of its activation.
 
     Raises:
         ValueError: the autoencoder does not read hook_z.
     """
     require_hook_z(sae)
     W_O = model.W_O[layer_of(sae)]
-    W_dec = einops.rearrange(sae.W_dec, "latent (head d_head) -> latent head d_head", head=model.cfg.n_heads)
-    return einops.einsum(W_dec, W_O, "latent head d_head, head d_head d_model -> latent d_model")
+    W_dec = einops.rearrange(
+        sae.W_dec, "latent (head d_head) -> latent head d_head", head=model.cfg.n_heads
+    )
+    return einops.einsum(
+        W_dec, W_O, "latent head d_head, head d_head d_model -> latent d_model"
+    )
 
 
 def latent_logit_attribution(
@@ -1103,26 +1440,33 @@ def latent_logit_attribution(
     cache: ActivationCache,
     logit_diff_directions: Float[Tensor, "batch d_model"],
 ) -> Float[Tensor, "batch d_sae"]:
-    """How much each latent at the last position adds, by itself, to each prompt's logit difference.
+    """How much each latent at the last position adds, by itself, to each prompt's logit
+    difference.
 
     Args:
         acts: the latents' activations at the last position.
-        directions: what each latent writes into the residual stream for each unit of its activation.
+        directions: what each latent writes into the residual stream for each unit of
+            its activation.
         cache: of the run; it holds the scale of the final LayerNorm.
-        logit_diff_directions: for each prompt the unembedding of its right answer minus that of the wrong one.
+        logit_diff_directions: for each prompt the unembedding of its right answer minus
+            that of the wrong one.
 
-    The final LayerNorm takes off each vector's mean (where the model has one) and divides by a scale that is frozen at
-    the value that it had.
+    The final LayerNorm takes off each vector's mean (where the model has one) and
+    divides by a scale that is frozen at the value that it had.
     """
     if cache.model.cfg.normalization_type in ("LN", "LNPre"):
         directions = directions - directions.mean(dim=-1, keepdim=True)
     # One scale for each prompt, that of the last position: "batch 1".
     scale = cache["ln_final.hook_scale"][:, -1]
-    along = einops.einsum(directions, logit_diff_directions, "latent d_model, batch d_model -> batch latent")
+    along = einops.einsum(
+        directions,
+        logit_diff_directions,
+        "latent d_model, batch d_model -> batch latent",
+    )
     return acts * along / scale
 
 
-# ---------------------------------------------------------------- cause: take a latent away
+# -------------------------------- cause: take a latent away
 
 
 def logits_to_ave_logit_diff(
@@ -1136,7 +1480,8 @@ def logits_to_ave_logit_diff(
 
     Args:
         reduction: over prompts: their mean, their sum, or None for one number each.
-        keep_as_tensor: return a tensor, through which gradients flow, instead of Python numbers.
+        keep_as_tensor: return a tensor, through which gradients flow, instead of Python
+            numbers.
 
     Raises:
         ValueError: `reduction` is another word.
@@ -1156,7 +1501,9 @@ def ablate_sae_latent(
     latent_idx: int | None = None,
     seq_pos: int | None = None,
 ) -> Float[Tensor, "batch seq d_sae"]:
-    """Hook for an autoencoder's latents: set one to zero at one position. None means all latents, all positions."""
+    """Hook for an autoencoder's latents: set one to zero at one position. None means
+    all latents, all positions.
+    """
     latents = slice(None) if latent_idx is None else latent_idx
     positions = slice(None) if seq_pos is None else seq_pos
     sae_acts[:, positions, latents] = 0.0
@@ -1172,9 +1519,11 @@ def ablation_sweep(
     metric: Callable[[Float[Tensor, "batch seq d_vocab"]], Tensor],
     seq_pos: int | None = None,
 ) -> Float[Tensor, " latent"]:
-    """By how much the metric falls when one latent is set to zero: one run of the whole model for each latent.
+    """By how much the metric falls when one latent is set to zero: one run of the whole
+    model for each latent.
 
-    The autoencoder runs with its error term, so that the run without ablation is the model's own.
+    The autoencoder runs with its error term, so that the run without ablation is the
+    model's own.
 
     Args:
         seq_pos: ablate at this position only; None: at all.
@@ -1184,7 +1533,9 @@ def ablation_sweep(
         before = metric(model(tokens))
         for i, latent_idx in enumerate(tqdm(latents.tolist(), desc="latents ablated")):
             hook = partial(ablate_sae_latent, latent_idx=latent_idx, seq_pos=seq_pos)
-            effects[i] = before - metric(model.run_with_hooks(tokens, fwd_hooks=[(acts_name(sae), hook)]))
+            effects[i] = before - metric(
+                model.run_with_hooks(tokens, fwd_hooks=[(acts_name(sae), hook)])
+            )
     return effects
 
 
@@ -1200,7 +1551,8 @@ def ablation_effects(
 ) -> Float[Tensor, " latent"]:
     """The same numbers as `ablation_sweep` at one position, many latents in each pass.
 
-    A pass starts after the attention of the autoencoder's layer, at `seq_pos`; all before comes from one cached run.
+    A pass starts after the attention of the autoencoder's layer, at `seq_pos`; all
+    before comes from one cached run.
 
     Args:
         metric: looks at the last position only.
@@ -1209,22 +1561,38 @@ def ablation_effects(
     Raises:
         ValueError: the autoencoder does not read hook_z.
     """
-    directions, layer, pos = latent_directions(model, sae), layer_of(sae), seq_pos % tokens.shape[1]
+    directions, layer, pos = (
+        latent_directions(model, sae),
+        layer_of(sae),
+        seq_pos % tokens.shape[1],
+    )
     after_attn = "resid_post" if model.cfg.attn_only else "resid_mid"
-    kept = ("hook_k", "hook_v", "hook_resid_mid", "hook_resid_post", "hook_sae_acts_post")
+    kept = (
+        "hook_k",
+        "hook_v",
+        "hook_resid_mid",
+        "hook_resid_post",
+        "hook_sae_acts_post",
+    )
     with model.saes([sae], use_error_term=True):
-        logits, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith(kept))
+        logits, cache = model.run_with_cache(
+            tokens, names_filter=lambda name: name.endswith(kept)
+        )
     acts = cache[acts_name(sae)][:, pos]
     effects = []
     for some in latents.split(at_once):
-        lost = einops.einsum(acts[:, some], directions[some], "batch latent, latent d_model -> latent batch d_model")
+        lost = einops.einsum(
+            acts[:, some],
+            directions[some],
+            "batch latent, latent d_model -> latent batch d_model",
+        )
         resid_mid = cache[after_attn, layer][:, pos] - lost
         ablated = finish_run(model, resid_mid.flatten(0, 1), layer, pos, cache)
         effects += [metric(logits) - metric(copy) for copy in ablated.chunk(len(some))]
     return torch.stack(effects)
 
 
-# ---------------------------------------------------------------- all effects from one gradient
+# -------------------------------- all effects from one gradient
 
 
 def get_cache_fwd_and_bwd(
@@ -1232,10 +1600,15 @@ def get_cache_fwd_and_bwd(
     saes: Sequence[SAE],
     tokens: Int[Tensor, "batch seq"],
     metric: Callable[[Float[Tensor, "batch seq d_vocab"]], Tensor],
-) -> tuple[dict[str, Float[Tensor, "batch seq d_sae"]], dict[str, Float[Tensor, "batch seq d_sae"]]]:
-    """The latents of attached autoencoders in one run, and the gradient of the metric with respect to each of them.
+) -> tuple[
+    dict[str, Float[Tensor, "batch seq d_sae"]],
+    dict[str, Float[Tensor, "batch seq d_sae"]],
+]:
+    """The latents of attached autoencoders in one run, and the gradient of the metric
+    with respect to each of them.
 
-    The autoencoders run with their error terms. Works where gradients are switched off for weights or as a whole.
+    The autoencoders run with their error terms. Works where gradients are switched off
+    for weights or as a whole.
 
     Args:
         metric: returns a tensor of one number.
@@ -1246,13 +1619,20 @@ def get_cache_fwd_and_bwd(
     acts = {}
 
     def keep(sae_acts: Float[Tensor, "batch seq d_sae"], hook: HookPoint):
-        # No weight wants a gradient, so nothing would be recorded: the latents have to ask for it.
+        # No weight wants a gradient, so nothing would be recorded: the latents have to
+        # ask for it.
         acts[hook.name] = sae_acts.requires_grad_()
 
     with torch.enable_grad(), model.saes(list(saes), use_error_term=True):
-        value = metric(model.run_with_hooks(tokens, fwd_hooks=[(acts_name(sae), keep) for sae in saes]))
+        value = metric(
+            model.run_with_hooks(
+                tokens, fwd_hooks=[(acts_name(sae), keep) for sae in saes]
+            )
+        )
         gradients = torch.autograd.grad(value, list(acts.values()))
-    return {name: a.detach() for name, a in acts.items()}, dict(zip(acts, gradients, strict=True))
+    return {name: a.detach() for name, a in acts.items()}, dict(
+        zip(acts, gradients, strict=True)
+    )
 
 
 def attribution_patching(
@@ -1262,19 +1642,24 @@ def attribution_patching(
     metric: Callable[[Float[Tensor, "batch seq d_vocab"]], Tensor],
     seq_pos: int | None = None,
 ) -> Float[Tensor, " d_sae"]:
-    """What ablating each latent would take from the metric if the model were linear: activation times gradient.
+    """What ablating each latent would take from the metric if the model were linear:
+    activation times gradient.
 
     One forward and one backward pass for all latents.
 
     Args:
-        metric: its gradient is summed over prompts; a mean over prompts brings its own 1 / batch.
+        metric: its gradient is summed over prompts; a mean over prompts brings its own
+            1 / batch.
         seq_pos: ablate at this position only; None: at all.
 
-    Source: Neel Nanda, "Attribution Patching: Activation Patching At Industrial Scale" (2023).
+    Source: Neel Nanda, "Attribution Patching: Activation Patching At Industrial Scale"
+    (2023).
     """
     acts, gradients = get_cache_fwd_and_bwd(model, [sae], tokens, metric)
     effects = acts[acts_name(sae)] * gradients[acts_name(sae)]
-    return effects.sum(dim=(0, 1)) if seq_pos is None else effects[:, seq_pos].sum(dim=0)
+    return (
+        effects.sum(dim=(0, 1)) if seq_pos is None else effects[:, seq_pos].sum(dim=0)
+    )
 
 
 # ---------------------------------------------------------------- steering
@@ -1286,7 +1671,9 @@ def steering_hook(
     direction: Float[Tensor, " d_model"],
     strength: float = 1.0,
 ) -> Float[Tensor, "batch seq d_model"]:
-    """Hook for the residual stream: push every position along a direction, such as a latent's row of `W_dec`."""
+    """Hook for the residual stream: push every position along a direction, such as a
+    latent's row of `W_dec`.
+    """
     return activations + strength * direction
 
 
@@ -1300,7 +1687,8 @@ def generate_texts(
     seed: int = 0,
     temperature: float = 1.0,
 ) -> list[str]:
-    """Sampled texts that begin with `prompt` (which may be empty), up to and with `<|endoftext|>` where they end.
+    """Sampled texts that begin with `prompt` (which may be empty), up to and with
+    `<|endoftext|>` where they end.
 
     Args:
         fwd_hooks: (hook name, hook function) pairs at work in every forward pass.
@@ -1311,10 +1699,13 @@ def generate_texts(
     past = TransformerLensKeyValueCache.init_cache(model.cfg, tokens.device, n_texts)
     with model.hooks(fwd_hooks=list(fwd_hooks)):
         for _ in range(n_tokens):
-            # Said outright: `model.generate` would take a lone <|endoftext|> for padding and hide it.
+            # Said outright: `model.generate` would take a lone <|endoftext|> for
+            # padding and hide it.
             seen = torch.ones_like(new)
             logits = model(new, past_kv_cache=past, attention_mask=seen)[:, -1]
-            new = torch.multinomial((logits / temperature).softmax(dim=-1), num_samples=1)
+            new = torch.multinomial(
+                (logits / temperature).softmax(dim=-1), num_samples=1
+            )
             tokens = torch.cat([tokens, new], dim=1)
     end = tokenizer.eos_token
     texts = [tokenizer.decode(row).removeprefix(tokenizer.bos_token) for row in tokens]
@@ -1322,18 +1713,27 @@ def generate_texts(
 
 
 def finished_sentences(texts: Sequence[str], end: str = "<|endoftext|>") -> list[str]:
-    """All sentences of all texts that come to their end, each with `end` behind it as if it were a text of its own."""
+    """All sentences of all texts that come to their end, each with `end` behind it as
+    if it were a text of its own.
+    """
     found = []
     for text in texts:
         text = text.removesuffix(end)
-        found += [sentence + end for sentence in re.findall(r"\S.*?[.?!]\"?(?=\s|$)", text)]
+        found += [
+            sentence + end for sentence in re.findall(r"\S.*?[.?!]\"?(?=\s|$)", text)
+        ]
     return found
 
 
-def kind_shares(texts: Sequence[str], end: str = "<|endoftext|>") -> dict[str | None, float]:
-    """Which share of the texts is a document of which kind; under None: of no kind the world knows.
+def kind_shares(
+    texts: Sequence[str], end: str = "<|endoftext|>"
+) -> dict[str | None, float]:
+    """Which share of the texts is a document of which kind; under None: of no kind the
+    world knows.
 
     A text without `end` was cut off, and its last piece may be unfinished.
     """
-    kinds = [parse(text.removesuffix(end), cut=not text.endswith(end)).kind for text in texts]
+    kinds = [
+        parse(text.removesuffix(end), cut=not text.endswith(end)).kind for text in texts
+    ]
     return {kind: count / len(texts) for kind, count in Counter(kinds).items()}

@@ -1,8 +1,11 @@
-"""From logits to text: choosing tokens, sampling, beam search, and the cache of keys and values.
+"""From logits to text: choosing tokens, sampling, beam search, and the cache of keys
+and values.
 
-Shapes: a row of `logits`, `(batch, d_vocab)`, belongs to one text of the batch; the choosing functions return one token
-id a row. A model is a `DemoTransformer` of `utils.transformer`; where no cache is used, anything that maps tokens to
-logits will do. Texts that are shorter than the longest of their batch are padded with `PAD` on the left.
+Shapes: a row of `logits`, `(batch, d_vocab)`, belongs to one text of the batch; the
+choosing functions return one token id a row. A model is a `DemoTransformer` of
+`utils.transformer`; where no cache is used, anything that maps tokens to logits will
+do. Texts that are shorter than the longest of their batch are padded with `PAD` on the
+left.
 """
 
 import math
@@ -24,29 +27,42 @@ PAD = -1  # no token's id: nothing is read from it, and it counts as no occurren
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise a ValueError with this message unless the condition holds (a NaN in a comparison never does)."""
+    """Raise a ValueError with this message unless the condition holds (a NaN in a
+    comparison never does).
+    """
     if not condition:
         raise ValueError(message)
 
 
 def require_logits(logits: Float[Tensor, "batch d_vocab"]) -> None:
-    """Refuse logits that leave no token to choose: a row of minus infinities, or a NaN."""
-    require(not logits.isnan().any(), "logits hold NaN: they must be numbers or minus infinity")
+    """Refuse logits that leave no token to choose: all minus infinity, or a NaN."""
+    require(
+        not logits.isnan().any(),
+        "logits hold NaN: they must be numbers or minus infinity",
+    )
     impossible = logits.isneginf().all(dim=-1)
-    require(not impossible.any(), "logits are all minus infinity in some row: at least one token must be possible")
+    require(
+        not impossible.any(),
+        "logits are all minus infinity in some row: at least one token must be "
+        "possible",
+    )
 
 
 def require_prompts(prompts: Sequence[Sequence[int]], n_ctx: int) -> None:
-    """Refuse an empty prompt, and one that leaves no room for a new token in the context."""
+    """Refuse an empty prompt, and one that leaves no room for a new token in the
+    context.
+    """
     require(len(prompts) > 0, "prompt: the list of prompts is empty, give at least one")
     for prompt in prompts:
         require(len(prompt) > 0, "prompt is empty: it must hold at least one token")
         require(
-            len(prompt) <= n_ctx, f"prompt has {len(prompt)} tokens: the model's context allows from 1 to n_ctx={n_ctx}"
+            len(prompt) <= n_ctx,
+            f"prompt has {len(prompt)} tokens: the model's context allows from 1 to "
+            f"n_ctx={n_ctx}",
         )
 
 
-# ---------------------------------------------------------------- choosing the next token
+# -------------------------------- choosing the next token
 
 
 def greedy_search(logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, "batch"]:
@@ -59,30 +75,44 @@ def greedy_search(logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, "batch"
     return logits.argmax(dim=-1)
 
 
-def apply_temperature(logits: Float[Tensor, "batch d_vocab"], temperature: float) -> Float[Tensor, "batch d_vocab"]:
+def apply_temperature(
+    logits: Float[Tensor, "batch d_vocab"], temperature: float
+) -> Float[Tensor, "batch d_vocab"]:
     """Logits whose softmax is the distribution at this temperature: `softmax(z / T)`.
 
     Raises:
         ValueError: the temperature is not above 0 and finite.
     """
-    require(0 < temperature < math.inf, f"temperature is {temperature}: it must be above 0 and finite")
+    require(
+        0 < temperature < math.inf,
+        f"temperature is {temperature}: it must be above 0 and finite",
+    )
     return logits / temperature
 
 
 def apply_frequency_penalty(
-    input_ids: Int[Tensor, "batch pos"], logits: Float[Tensor, "batch d_vocab"], freq_penalty: float
+    input_ids: Int[Tensor, "batch pos"],
+    logits: Float[Tensor, "batch d_vocab"],
+    freq_penalty: float,
 ) -> Float[Tensor, "batch d_vocab"]:
-    """Lower each token's logit by `freq_penalty` for every time that the row's text already holds it.
+    """Lower each token's logit by `freq_penalty` for every time that the row's text
+    already holds it.
 
-    `PAD` in `input_ids` counts as nothing. Source: the OpenAI API's `frequency_penalty`.
+    `PAD` in `input_ids` counts as nothing. Source: the OpenAI API's
+    `frequency_penalty`.
 
     Raises:
         ValueError: the penalty is not finite.
     """
-    require(math.isfinite(freq_penalty), f"freq_penalty is {freq_penalty}: it must be a finite number")
+    require(
+        math.isfinite(freq_penalty),
+        f"freq_penalty is {freq_penalty}: it must be a finite number",
+    )
     # One 1 for each token that is there, added up in the column of its id.
     counts = torch.zeros_like(logits)
-    counts.scatter_add_(dim=-1, index=input_ids.clamp(min=0), src=(input_ids != PAD).to(logits.dtype))
+    counts.scatter_add_(
+        dim=-1, index=input_ids.clamp(min=0), src=(input_ids != PAD).to(logits.dtype)
+    )
     return logits - freq_penalty * counts
 
 
@@ -96,16 +126,23 @@ def sample_basic(logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, "batch"]
     return torch.multinomial(logits.softmax(dim=-1), num_samples=1).squeeze(-1)
 
 
-def sample_top_k(logits: Float[Tensor, "batch d_vocab"], k: int) -> Int[Tensor, "batch"]:
-    """Draw from the k most likely tokens only, in proportion to their probabilities (Fan et al. 2018).
+def sample_top_k(
+    logits: Float[Tensor, "batch d_vocab"], k: int
+) -> Int[Tensor, "batch"]:
+    """Draw from the k most likely tokens only, in proportion to their probabilities
+    (Fan et al. 2018).
 
     Tokens that tie with the k-th stay too, as in transformers.
 
     Raises:
-        ValueError: k is not a whole number from 1 to d_vocab, or a row of logits is all minus infinity.
+        ValueError: k is not a whole number from 1 to d_vocab, or a row of logits is all
+            minus infinity.
     """
     d_vocab = logits.shape[-1]
-    require(isinstance(k, int) and 1 <= k <= d_vocab, f"k is {k}: it must be a whole number from 1 to {d_vocab}")
+    require(
+        isinstance(k, int) and 1 <= k <= d_vocab,
+        f"k is {k}: it must be a whole number from 1 to {d_vocab}",
+    )
     # All logits below the k-th largest of their row become impossible.
     kth_largest = logits.topk(k, dim=-1).values[:, -1:]
     return sample_basic(logits.masked_fill(logits < kth_largest, -math.inf))
@@ -114,17 +151,23 @@ def sample_top_k(logits: Float[Tensor, "batch d_vocab"], k: int) -> Int[Tensor, 
 def sample_top_p(
     logits: Float[Tensor, "batch d_vocab"], top_p: float, min_tokens_to_keep: int = 1
 ) -> Int[Tensor, "batch"]:
-    """Draw from the nucleus: the fewest most likely tokens whose probabilities add up to at least `top_p`.
+    """Draw from the nucleus: the fewest most likely tokens whose probabilities add up
+    to at least `top_p`.
 
     At least `min_tokens_to_keep` tokens stay. Source: Holtzman et al. 2020.
 
     Raises:
-        ValueError: `top_p` is not in (0, 1], `min_tokens_to_keep` not from 1 to d_vocab, or a row is impossible.
+        ValueError: `top_p` is not in (0, 1], `min_tokens_to_keep` not from 1 to
+            d_vocab, or a row is impossible.
     """
     d_vocab = logits.shape[-1]
     require(0 < top_p <= 1, f"top_p is {top_p}: it must lie in (0, 1]")
     allowed = isinstance(min_tokens_to_keep, int) and 1 <= min_tokens_to_keep <= d_vocab
-    require(allowed, f"min_tokens_to_keep is {min_tokens_to_keep}: it must be a whole number from 1 to {d_vocab}")
+    require(
+        allowed,
+        f"min_tokens_to_keep is {min_tokens_to_keep}: it must be a whole number from 1 "
+        f"to {d_vocab}",
+    )
     require_logits(logits)
     # Most likely first; a token stays if those before it have not yet reached top_p.
     probs, ids = logits.softmax(dim=-1).sort(dim=-1, descending=True)
@@ -144,15 +187,23 @@ def sample_next_token(
     top_p: float | None = None,
     frequency_penalty: float = 0.0,
 ) -> Int[Tensor, "batch"]:
-    """Choose the next token of each row: penalty, then temperature, then top-k or top-p or neither.
+    """Choose the next token of each row: penalty, then temperature, then top-k or top-p
+    or neither.
 
     Temperature 0 means greedy.
 
     Raises:
-        ValueError: an argument is out of its range, or both `top_k` and `top_p` are given.
+        ValueError: an argument is out of its range, or both `top_k` and `top_p` are
+            given.
     """
-    require(0 <= temperature < math.inf, f"temperature is {temperature}: it must be 0 (greedy) or above, and finite")
-    require(top_k is None or top_p is None, "top_k and top_p are both given: choose one of them")
+    require(
+        0 <= temperature < math.inf,
+        f"temperature is {temperature}: it must be 0 (greedy) or above, and finite",
+    )
+    require(
+        top_k is None or top_p is None,
+        "top_k and top_p are both given: choose one of them",
+    )
     if frequency_penalty != 0:
         logits = apply_frequency_penalty(input_ids, logits, frequency_penalty)
     if temperature == 0:
@@ -175,8 +226,8 @@ def sample_tokens(
 ) -> Int[Tensor, "batch longer"]:
     """Append tokens one at a time, each time running the model over the whole text.
 
-    Stops after `max_tokens_generated` tokens, at the model's context, or once every row has ended. A row that has
-    produced the end-of-text token is filled up with it.
+    Stops after `max_tokens_generated` tokens, at the model's context, or once every row
+    has ended. A row that has produced the end-of-text token is filled up with it.
 
     Args:
         kwargs: passed on to `sample_next_token`.
@@ -199,90 +250,138 @@ def sample_tokens(
 
 
 def entropy(logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, "batch"]:
-    """Entropy of each row's softmax, in bits: 0 for a certain token, log2(d_vocab) for equal logits."""
-    # log_softmax is -inf for impossible tokens; 0 * -inf would be NaN, so these count 0.
+    """Entropy of each row's softmax, in bits: 0 for a certain token, log2(d_vocab) for
+    equal logits.
+    """
+    # log_softmax is -inf for impossible tokens; 0 * -inf would be NaN, so these count
+    # 0.
     log_probs = logits.log_softmax(dim=-1)
     terms = log_probs.exp() * log_probs
     return -terms.nan_to_num(nan=0.0).sum(dim=-1) / math.log(2)
 
 
 @torch.no_grad()
-def surprise(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos-1"]:
-    """How unexpected each token after the first was to the model, in bits: -log2 of its probability."""
+def surprise(
+    model: nn.Module, tokens: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch pos-1"]:
+    """How unexpected each token after the first was to the model, in bits: -log2 of its
+    probability.
+    """
     return -get_log_probs(model(tokens), tokens) / math.log(2)
 
 
 def distinct_n(texts: Sequence[Sequence[int]], n: int) -> float:
-    """The share of different n-grams among all n-grams of the texts (Li et al. 2016); 1 where nothing repeats.
+    """The share of different n-grams among all n-grams of the texts (Li et al. 2016); 1
+    where nothing repeats.
 
     Raises:
         ValueError: n is below 1, or no text has n tokens.
     """
     require(n >= 1, f"n is {n}: it must be at least 1")
     # No n-gram reaches from one text into the next.
-    ngrams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
+    ngrams = [
+        tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)
+    ]
     require(len(ngrams) > 0, f"texts: none of them has n={n} tokens")
     return len(set(ngrams)) / len(ngrams)
 
 
 def repetition_rate(texts: Sequence[Sequence[int]], n: int = 4) -> float:
-    """The share of a text's n-grams that stood in the same text before, averaged over the texts."""
+    """The share of a text's n-grams that stood in the same text before, averaged over
+    the texts.
+    """
     return 1 - sum(distinct_n([text], n) for text in texts) / len(texts)
 
 
-# ---------------------------------------------------------------- the cache of keys and values
+# -------------------------------- the cache of keys and values
 
 
 class KeyValueCache:
-    """Keys and values of every layer, for all tokens that went through the model so far.
+    """Keys and values of every layer, for all tokens that went through the model so
+    far.
 
-    `keys` and `values` are `(n_layers, batch, n_heads, n_max, d_head)`; the first `length` places of `n_max` are in
-    use. A row's first `padding` places hold no text (batches of prompts of different lengths are padded on the left).
+    `keys` and `values` are `(n_layers, batch, n_heads, n_max, d_head)`; the first
+    `length` places of `n_max` are in use. A row's first `padding` places hold no text
+    (batches of prompts of different lengths are padded on the left).
 
     Raises:
         ValueError: more tokens than `n_max` are put in.
     """
 
     def __init__(
-        self, cfg: Config, batch: int = 1, n_max: int | None = None, padding: Int[Tensor, "batch"] | None = None
+        self,
+        cfg: Config,
+        batch: int = 1,
+        n_max: int | None = None,
+        padding: Int[Tensor, "batch"] | None = None,
     ):
         self.n_max = min(n_max or cfg.n_ctx, cfg.n_ctx)
-        self.padding = torch.zeros(batch, dtype=torch.long) if padding is None else padding
-        self.keys = torch.empty(cfg.n_layers, batch, cfg.n_heads, self.n_max, cfg.d_head, device=self.padding.device)
+        self.padding = (
+            torch.zeros(batch, dtype=torch.long) if padding is None else padding
+        )
+        self.keys = torch.empty(
+            cfg.n_layers,
+            batch,
+            cfg.n_heads,
+            self.n_max,
+            cfg.d_head,
+            device=self.padding.device,
+        )
         self.values = torch.empty_like(self.keys)
         self.length = 0
 
     def append(
-        self, layer: int, k: Float[Tensor, "batch n_heads new d_head"], v: Float[Tensor, "batch n_heads new d_head"]
-    ) -> tuple[Float[Tensor, "batch n_heads key d_head"], Float[Tensor, "batch n_heads key d_head"]]:
-        """Store the new tokens' keys and values of one layer; returns that layer's old and new ones together.
+        self,
+        layer: int,
+        k: Float[Tensor, "batch n_heads new d_head"],
+        v: Float[Tensor, "batch n_heads new d_head"],
+    ) -> tuple[
+        Float[Tensor, "batch n_heads key d_head"],
+        Float[Tensor, "batch n_heads key d_head"],
+    ]:
+        """Store the new tokens' keys and values of one layer; returns that layer's old
+        and new ones together.
 
         `length` stays as it is: the other layers still have to store theirs.
         """
         end = self.length + k.shape[2]
-        require(end <= self.n_max, f"the cache has room for n_max={self.n_max} tokens, not for {end}")
+        require(
+            end <= self.n_max,
+            f"the cache has room for n_max={self.n_max} tokens, not for {end}",
+        )
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def positions(self, new: int) -> Int[Tensor, "batch new"]:
-        """The position of each of the `new` next tokens in its own text; 0 in the padding."""
-        places = torch.arange(self.length, self.length + new, device=self.padding.device)
+        """The position of each of the `new` next tokens in its own text; 0 in the
+        padding.
+        """
+        places = torch.arange(
+            self.length, self.length + new, device=self.padding.device
+        )
         return (places - self.padding[:, None]).clamp(min=0)
 
     def allowed(self, new: int) -> Bool[Tensor, "batch new key"]:
-        """Which keys (old and new) each new query may see: none after it, and none of the padding.
+        """Which keys (old and new) each new query may see: none after it, and none of
+        the padding.
 
-        A query that is itself padding sees padding, so that its softmax has something to add up.
+        A query that is itself padding sees padding, so that its softmax has something
+        to add up.
         """
-        query = torch.arange(self.length, self.length + new, device=self.padding.device)[:, None]
+        query = torch.arange(
+            self.length, self.length + new, device=self.padding.device
+        )[:, None]
         key = torch.arange(self.length + new, device=self.padding.device)[None, :]
         padding = self.padding[:, None, None]
         return (key <= query) & ((key >= padding) == (query >= padding))
 
     def select(self, rows: Int[Tensor, "rows"]) -> None:
         """Keep these rows, in this order; a row may be taken several times."""
-        self.keys, self.values = self.keys.index_select(1, rows), self.values.index_select(1, rows)
+        self.keys, self.values = (
+            self.keys.index_select(1, rows),
+            self.values.index_select(1, rows),
+        )
         self.padding = self.padding[rows]
 
 
@@ -293,7 +392,9 @@ def attention_with_cache(
     layer: int,
     allowed: Bool[Tensor, "batch new key"],
 ) -> Float[Tensor, "batch new d_model"]:
-    """What `attn` writes at the new positions only; the earlier positions' keys and values come from the cache."""
+    """What `attn` writes at the new positions only; the earlier positions' keys and
+    values come from the cache.
+    """
     # Queries, keys and values of the new positions.
     into_heads = "batch new d_model, n_heads d_model d_head -> batch n_heads new d_head"
     q = einops.einsum(normalized_resid_pre, attn.W_Q, into_heads) + attn.b_Q[:, None]
@@ -311,13 +412,17 @@ def attention_with_cache(
 def forward_with_cache(
     model: DemoTransformer, tokens: Int[Tensor, "batch new"], cache: KeyValueCache
 ) -> Float[Tensor, "batch new d_vocab"]:
-    """Logits at the new tokens, the same as if the model had read the whole text; the cache grows by them."""
+    """Logits at the new tokens, the same as if the model had read the whole text; the
+    cache grows by them.
+    """
     new = tokens.shape[1]
     # The positions go on where the cache ends.
     positions, allowed = cache.positions(new), cache.allowed(new)
     residual = model.embed.W_E[tokens.clamp(min=0)] + model.pos_embed.W_pos[positions]
     for layer, block in enumerate(model.blocks):
-        residual = residual + attention_with_cache(block.attn, block.ln1(residual), cache, layer, allowed)
+        residual = residual + attention_with_cache(
+            block.attn, block.ln1(residual), cache, layer, allowed
+        )
         residual = residual + block.mlp(block.ln2(residual))
     # Only now have all layers stored their keys and values.
     cache.length += new
@@ -325,10 +430,11 @@ def forward_with_cache(
 
 
 def flops_per_new_token(cfg: Config, length: int, cached: bool) -> dict[str, int]:
-    """Floating-point operations for one more token after `length` tokens, of each kind of matrix product.
+    """Floating-point operations for one more token after `length` tokens, of each kind
+    of matrix product.
 
-    A product of (a, b) with (b, c) counts 2abc. Without a cache all `length + 1` positions are computed anew, and the
-    masked half of the scores too.
+    A product of (a, b) with (b, c) counts 2abc. Without a cache all `length + 1`
+    positions are computed anew, and the masked half of the scores too.
     """
     n_key = length + 1
     n_query = 1 if cached else n_key
@@ -362,9 +468,11 @@ def banned_tokens(tokens: Sequence[int], n: int) -> set[int]:
 
 @dataclass
 class Beams:
-    """Several continuations of one prompt, each with the sum of the log-probabilities of its new tokens.
+    """Several continuations of one prompt, each with the sum of the log-probabilities
+    of its new tokens.
 
-    `parents[i]` is the row of the cache that belongs to beam i (used with a cache only).
+    `parents[i]` is the row of the cache that belongs to beam i (used with a cache
+    only).
     """
 
     model: nn.Module
@@ -378,42 +486,57 @@ class Beams:
         if self.cache is None:
             logits = self.model(self.tokens)
         else:
-            logits = forward_with_cache(self.model, self.tokens[:, self.cache.length :], self.cache)
+            logits = forward_with_cache(
+                self.model, self.tokens[:, self.cache.length :], self.cache
+            )
         return logits[:, -1].log_softmax(dim=-1)
 
     def select(self, rows: Int[Tensor, "rows"]) -> "Beams":
-        """These beams, in this order, with the part of the cache that belongs to them."""
+        """These beams, in this order, with the part of the cache that is theirs."""
         if self.cache is not None:
             self.cache.select(self.parents[rows])
-        return Beams(self.model, self.tokens[rows], self.logprob_sums[rows], None, self.cache)
+        return Beams(
+            self.model, self.tokens[rows], self.logprob_sums[rows], None, self.cache
+        )
 
     def ranked(self) -> list[tuple[float, list[int]]]:
         """Pairs (sum of log-probabilities, tokens), best first."""
-        return sorted(zip(self.logprob_sums.tolist(), self.tokens.tolist(), strict=True), reverse=True)
+        return sorted(
+            zip(self.logprob_sums.tolist(), self.tokens.tolist(), strict=True),
+            reverse=True,
+        )
 
     def generate(self, k: int, no_repeat_ngram_size: int | None = None) -> "Beams":
         """The k best continuations of every beam by one token: `beam * k` candidates.
 
-        With `no_repeat_ngram_size` a token that would repeat an n-gram of its own beam (prompt included) gets minus
-        infinity. `parents` says which beam a candidate comes from.
+        With `no_repeat_ngram_size` a token that would repeat an n-gram of its own beam
+        (prompt included) gets minus infinity. `parents` says which beam a candidate
+        comes from.
         """
         log_probs = self.next_log_probs()
         # The ban looks at each beam's own text.
         if no_repeat_ngram_size is not None:
             for row, tokens in zip(log_probs, self.tokens.tolist(), strict=True):
                 row[list(banned_tokens(tokens, no_repeat_ngram_size))] = -math.inf
-        # The k best of each beam, flattened: the sum grows by the new token's log-probability.
+        # The k best of each beam, flattened: the sum grows by the new token's
+        # log-probability.
         new_log_probs, new = log_probs.topk(min(k, log_probs.shape[-1]), dim=-1)
-        parents = torch.arange(len(self.tokens), device=new.device).repeat_interleave(new.shape[1])
+        parents = torch.arange(len(self.tokens), device=new.device).repeat_interleave(
+            new.shape[1]
+        )
         tokens = torch.cat([self.tokens[parents], new.reshape(-1, 1)], dim=1)
         logprob_sums = self.logprob_sums[parents] + new_log_probs.flatten()
         return Beams(self.model, tokens, logprob_sums, parents, self.cache)
 
-    def filter(self, num_beams: int, eos_token_id: int | None = None) -> tuple["Beams", list[tuple[float, list[int]]]]:
-        """The `num_beams` best candidates that go on, best first, and those among the best that have ended.
+    def filter(
+        self, num_beams: int, eos_token_id: int | None = None
+    ) -> tuple["Beams", list[tuple[float, list[int]]]]:
+        """The `num_beams` best candidates that go on, best first, and those among the
+        best that have ended.
 
-        A candidate has ended if its last token is `eos_token_id`; it counts only if it is itself one of the
-        `num_beams` best candidates. Candidates of probability 0 are dropped.
+        A candidate has ended if its last token is `eos_token_id`; it counts only if it
+        is itself one of the `num_beams` best candidates. Candidates of probability 0
+        are dropped.
 
         Returns:
             The beams to go on with, and a list of (sum of log-probabilities, tokens).
@@ -421,9 +544,12 @@ class Beams:
         order = self.logprob_sums.argsort(descending=True, stable=True)
         order = order[~self.logprob_sums[order].isneginf()]
         ends = self.tokens[order, -1] == (PAD if eos_token_id is None else eos_token_id)
-        # Ended ones among the best are set aside; the places they leave are filled from further down.
+        # Ended ones among the best are set aside; the places they leave are filled from
+        # further down.
         ended = order[:num_beams][ends[:num_beams]]
-        finished = [(self.logprob_sums[row].item(), self.tokens[row].tolist()) for row in ended]
+        finished = [
+            (self.logprob_sums[row].item(), self.tokens[row].tolist()) for row in ended
+        ]
         return self.select(order[~ends][:num_beams]), finished
 
 
@@ -437,26 +563,38 @@ def beam_search(
     no_repeat_ngram_size: int | None = None,
     use_cache: bool = True,
 ) -> list[tuple[float, list[int]]]:
-    """Search for the continuations with the largest sum of log-probabilities, keeping `num_beams` at a time.
+    """Search for the continuations with the largest sum of log-probabilities, keeping
+    `num_beams` at a time.
 
-    Ends after `max_tokens_generated` tokens, at the model's context, or once `num_beams` texts have ended and no
-    running beam is better than the worst of them (more tokens only lower a sum).
+    Ends after `max_tokens_generated` tokens, at the model's context, or once
+    `num_beams` texts have ended and no running beam is better than the worst of them
+    (more tokens only lower a sum).
 
     Returns:
-        Up to `num_beams` pairs (sum of log-probabilities in nats, tokens with the prompt), best first.
+        Up to `num_beams` pairs (sum of log-probabilities in nats, tokens with the
+        prompt), best first.
 
     Raises:
-        ValueError: `num_beams` is not from 1 to d_vocab, or the prompt is empty or too long.
+        ValueError: `num_beams` is not from 1 to d_vocab, or the prompt is empty or too
+            long.
     """
     d_vocab = model.cfg.d_vocab
-    require(1 <= num_beams <= d_vocab, f"num_beams is {num_beams}: it must be a whole number from 1 to {d_vocab}")
+    require(
+        1 <= num_beams <= d_vocab,
+        f"num_beams is {num_beams}: it must be a whole number from 1 to {d_vocab}",
+    )
     require_prompts([tokens.tolist()], model.cfg.n_ctx)
     n_max = min(len(tokens) + max_tokens_generated, model.cfg.n_ctx)
-    cache = KeyValueCache(model.cfg, 1, n_max, tokens.new_zeros(1)) if use_cache else None
-    beams = Beams(model, tokens[None], torch.zeros(1, device=tokens.device), None, cache)
+    cache = (
+        KeyValueCache(model.cfg, 1, n_max, tokens.new_zeros(1)) if use_cache else None
+    )
+    beams = Beams(
+        model, tokens[None], torch.zeros(1, device=tokens.device), None, cache
+    )
     finished: list[tuple[float, list[int]]] = []
     for _ in range(n_max - len(tokens)):
-        # One candidate of each beam may end the text, so one more than num_beams is enough.
+        # One candidate of each beam may end the text, so one more than num_beams is
+        # enough.
         candidates = beams.generate(num_beams + 1, no_repeat_ngram_size)
         going_on, newly_finished = candidates.filter(num_beams, eos_token_id)
         finished = sorted(finished + newly_finished, reverse=True)[:num_beams]
@@ -477,7 +615,8 @@ class TransformerSampler:
 
     Args:
         model: a `DemoTransformer`.
-        tokenizer: a Hugging Face tokenizer; its `bos_token_id` opens every prompt, its `eos_token_id` ends a text.
+        tokenizer: a Hugging Face tokenizer; its `bos_token_id` opens every prompt, its
+            `eos_token_id` ends a text.
     """
 
     def __init__(self, model: DemoTransformer, tokenizer):
@@ -500,33 +639,46 @@ class TransformerSampler:
         progress: bool = False,
         **kwargs,
     ) -> list[list[int]]:
-        """The prompts' token ids, each followed by its new ones (an end-of-text token is the last where it came).
+        """The prompts' token ids, each followed by its new ones (an end-of-text token
+        is the last where it came).
 
-        Stops after `max_tokens_generated` tokens, when every text has ended, or when the longest prompt's text has
-        reached the model's context.
+        Stops after `max_tokens_generated` tokens, when every text has ended, or when
+        the longest prompt's text has reached the model's context.
 
         Args:
             kwargs: passed on to `sample_next_token`.
 
         Raises:
-            ValueError: a prompt is empty or longer than the context, or an argument is out of its range.
+            ValueError: a prompt is empty or longer than the context, or an argument is
+                out of its range.
         """
         cfg, device = self.model.cfg, self.model.embed.W_E.device
         require_prompts(prompts, cfg.n_ctx)
-        require(max_tokens_generated >= 0, f"max_tokens_generated is {max_tokens_generated}: it must be 0 or above")
+        require(
+            max_tokens_generated >= 0,
+            f"max_tokens_generated is {max_tokens_generated}: it must be 0 or above",
+        )
         # Left padding brings all prompts' last tokens into one column.
         longest = max(len(prompt) for prompt in prompts)
-        padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-        tokens = torch.tensor([[PAD] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        padding = torch.tensor(
+            [longest - len(prompt) for prompt in prompts], device=device
+        )
+        tokens = torch.tensor(
+            [[PAD] * (longest - len(prompt)) + list(prompt) for prompt in prompts],
+            device=device,
+        )
         n_max = min(longest + max_tokens_generated, cfg.n_ctx)
         eos = self.tokenizer.eos_token_id if stop_at_eos else None
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         cache = KeyValueCache(cfg, len(prompts), n_max, padding)
         for _ in tqdm(range(n_max - longest), disable=not progress, unit="token"):
-            # With the cache only what it has not seen goes through the model, without it everything.
+            # With the cache only what it has not seen goes through the model, without
+            # it everything.
             if not use_cache:
                 cache = KeyValueCache(cfg, len(prompts), n_max, padding)
-            logits = forward_with_cache(self.model, tokens[:, cache.length :], cache)[:, -1]
+            logits = forward_with_cache(self.model, tokens[:, cache.length :], cache)[
+                :, -1
+            ]
             new = sample_next_token(tokens, logits, **kwargs)
             # A text that has ended gets nothing more.
             new = new.masked_fill(ended, PAD)
@@ -537,10 +689,16 @@ class TransformerSampler:
                     break
         return [[token for token in row if token != PAD] for row in tokens.tolist()]
 
-    def sample(self, prompt: str | list[str], max_tokens_generated: int = 100, **kwargs) -> str | list[str]:
-        """Continue a prompt, or each of a batch of prompts; the arguments are those of `generate`."""
+    def sample(
+        self, prompt: str | list[str], max_tokens_generated: int = 100, **kwargs
+    ) -> str | list[str]:
+        """Continue a prompt, or each of a batch of prompts; the arguments are those of
+        `generate`.
+        """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        rows = self.generate([self.encode(p) for p in prompts], max_tokens_generated, **kwargs)
+        rows = self.generate(
+            [self.encode(p) for p in prompts], max_tokens_generated, **kwargs
+        )
         texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
         return texts[0] if isinstance(prompt, str) else texts
 
@@ -552,8 +710,21 @@ class TransformerSampler:
         no_repeat_ngram_size: int | None = None,
         use_cache: bool = True,
     ) -> list[tuple[float, str]]:
-        """Pairs (sum of log-probabilities, text), best first, as the function `beam_search` finds them."""
+        """Pairs (sum of log-probabilities, text), best first, as the function
+        `beam_search` finds them.
+        """
         tokens = torch.tensor(self.encode(prompt), device=self.model.embed.W_E.device)
         eos = self.tokenizer.eos_token_id
-        found = beam_search(self.model, tokens, num_beams, max_tokens_generated, eos, no_repeat_ngram_size, use_cache)
-        return [(score, self.tokenizer.decode(ids, skip_special_tokens=True)) for score, ids in found]
+        found = beam_search(
+            self.model,
+            tokens,
+            num_beams,
+            max_tokens_generated,
+            eos,
+            no_repeat_ngram_size,
+            use_cache,
+        )
+        return [
+            (score, self.tokenizer.decode(ids, skip_special_tokens=True))
+            for score, ids in found
+        ]

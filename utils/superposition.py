@@ -1,11 +1,13 @@
-"""Toy models of superposition: more features than dimensions, what that costs, and when a model does it.
+"""Toy models of superposition: more features than dimensions, what that costs, and when
+a model does it.
 
-Sources: "Toy Models of Superposition" (arXiv 2209.10652), "Superposition, Memorization, and Double Descent"
-(transformer-circuits.pub/2023/toy-double-descent), "Polysemanticity and Capacity in Neural Networks" (arXiv
-2210.01892).
+Sources: "Toy Models of Superposition" (arXiv 2209.10652), "Superposition, Memorization,
+and Double Descent" (transformer-circuits.pub/2023/toy-double-descent), "Polysemanticity
+and Capacity in Neural Networks" (arXiv 2210.01892).
 
-A feature is one input coordinate that is usually 0 and otherwise uniform between 0 and 1. A model has one column of
-`W` per feature. `inst` counts models of one shape that are trained side by side and never touch each other.
+A feature is one input coordinate that is usually 0 and otherwise uniform between 0 and
+1. A model has one column of `W` per feature. `inst` counts models of one shape that are
+trained side by side and never touch each other.
 """
 
 import math
@@ -23,20 +25,26 @@ from tqdm.auto import tqdm
 # ---------------------------------------------------------------- codes
 
 
-def factored_code(n_items: int, factors: Sequence[int]) -> Bool[Tensor, "n_items width"]:
+def factored_code(
+    n_items: int, factors: Sequence[int]
+) -> Bool[Tensor, "n_items width"]:
     """Write each item as one choice per factor, each choice one-hot, laid side by side.
 
     Item 0 chooses option 0 everywhere; the last factor counts fastest, as digits do.
 
     Args:
         n_items: how many items to tell apart.
-        factors: number of options of each factor; (16,) is plain one-hot, (2, 8) has width 10.
+        factors: number of options of each factor; (16,) is plain one-hot, (2, 8) has
+            width 10.
 
     Raises:
         ValueError: the factors have fewer combinations than there are items.
     """
     if n_items > math.prod(factors):
-        raise ValueError(f"{tuple(factors)} tells {math.prod(factors)} items apart, not {n_items}: add options")
+        raise ValueError(
+            f"{tuple(factors)} tells {math.prod(factors)} items apart, not {n_items}: "
+            "add options"
+        )
     # Digits of the item number, the last factor first.
     rest = torch.arange(n_items)
     parts = []
@@ -46,22 +54,30 @@ def factored_code(n_items: int, factors: Sequence[int]) -> Bool[Tensor, "n_items
     return torch.cat(parts[::-1], dim=1).bool()
 
 
-# ---------------------------------------------------------------- vectors that share a space
+# -------------------------------- vectors that share a space
 
 
-def cosine_matrix(W: Float[Tensor, "... d_hidden feats"]) -> Float[Tensor, "... feats feats"]:
-    """Cosine between each two columns of W; a zero column has cosine 0 with all, itself included."""
+def cosine_matrix(
+    W: Float[Tensor, "... d_hidden feats"],
+) -> Float[Tensor, "... feats feats"]:
+    """Cosine between each two columns of W; a zero column has cosine 0 with all, itself
+    included.
+    """
     unit = F.normalize(W, dim=-2, eps=1e-12)
     return unit.mT @ unit
 
 
-def interference(W: Float[Tensor, "... d_hidden feats"], relu: bool = False) -> Float[Tensor, "... feats"]:
-    """What the other features add up to along each feature's direction: the sum over j ≠ i of (Ŵ_i·W_j)².
+def interference(
+    W: Float[Tensor, "... d_hidden feats"], relu: bool = False
+) -> Float[Tensor, "... feats"]:
+    """What the other features add up to along each feature's direction: the sum over j
+    ≠ i of (Ŵ_i·W_j)².
 
     Ŵ_i is W_i scaled to length 1. A zero feature has interference 0.
 
     Args:
-        relu: count only the positive overlaps, the ones that a ReLU at the output lets through.
+        relu: count only the positive overlaps, the ones that a ReLU at the output lets
+            through.
 
     Source: arXiv 2209.10652, section "The Geometry of Superposition".
     """
@@ -73,10 +89,14 @@ def interference(W: Float[Tensor, "... d_hidden feats"], relu: bool = False) -> 
     return overlap.masked_fill(own, 0).pow(2).sum(-1)
 
 
-def compute_dimensionality(W: Float[Tensor, "... d_hidden feats"]) -> Float[Tensor, "... feats"]:
-    """The share of a dimension that each feature has to itself: D_i = |W_i|² / Σ_j (Ŵ_i·W_j)².
+def compute_dimensionality(
+    W: Float[Tensor, "... d_hidden feats"],
+) -> Float[Tensor, "... feats"]:
+    """The share of a dimension that each feature has to itself: D_i = |W_i|² / Σ_j
+    (Ŵ_i·W_j)².
 
-    1 for a feature orthogonal to all others, 1/2 for an antipodal pair, 2/5 in a pentagon, 0 for a zero feature.
+    1 for a feature orthogonal to all others, 1/2 for an antipodal pair, 2/5 in a
+    pentagon, 0 for a zero feature.
 
     Source: arXiv 2209.10652, section "The Geometry of Superposition".
     """
@@ -95,12 +115,18 @@ def share_near_plateaus(
     """Share of values within `width` of a plateau; 0 where there is no value."""
     if dimensionality.numel() == 0:
         return 0.0
-    at = torch.tensor(plateaus, dtype=dimensionality.dtype, device=dimensionality.device)
+    at = torch.tensor(
+        plateaus, dtype=dimensionality.dtype, device=dimensionality.device
+    )
     return ((dimensionality[:, None] - at).abs() < width).any(-1).float().mean().item()
 
 
-def neighbour_angles(W: Float[Tensor, "2 feats"], min_norm: float = 0.5) -> Float[Tensor, " kept"]:
-    """Angles in degrees between neighbouring 2D features longer than `min_norm`, smallest first; they sum to 360."""
+def neighbour_angles(
+    W: Float[Tensor, "2 feats"], min_norm: float = 0.5
+) -> Float[Tensor, " kept"]:
+    """Angles in degrees between neighbouring 2D features longer than `min_norm`,
+    smallest first; they sum to 360.
+    """
     kept = W[:, W.norm(dim=0) > min_norm]
     angle = torch.atan2(kept[1], kept[0]).sort().values
     turn = torch.cat([angle, angle[:1] + 2 * math.pi]).diff()
@@ -109,7 +135,9 @@ def neighbour_angles(W: Float[Tensor, "2 feats"], min_norm: float = 0.5) -> Floa
 
 def pair_cosines(W: Float[Tensor, "... d_hidden feats"]) -> Float[Tensor, "... pairs"]:
     """Cosine between features 2k and 2k+1."""
-    pairs = einops.rearrange(W, "... d_hidden (pairs two) -> ... pairs two d_hidden", two=2)
+    pairs = einops.rearrange(
+        W, "... d_hidden (pairs two) -> ... pairs two d_hidden", two=2
+    )
     return F.cosine_similarity(pairs[..., 0, :], pairs[..., 1, :], dim=-1)
 
 
@@ -119,11 +147,16 @@ def pair_cosines(W: Float[Tensor, "... d_hidden feats"]) -> Float[Tensor, "... p
 def generate_uncorrelated_features(
     feature_probability: Float[Tensor, "inst feats"], batch_size: int
 ) -> Float[Tensor, "batch inst feats"]:
-    """Each feature is on with its own probability, independently, then uniform on (0, 1]; otherwise 0."""
+    """Each feature is on with its own probability, independently, then uniform on (0,
+    1]; otherwise 0.
+    """
     p = feature_probability[..., None]
-    # One draw serves twice: u < p decides that the feature is on, and given that, (p - u) / p is uniform on (0, 1].
-    # The batch comes last in memory: that is where the matrix products of the model run fastest.
-    u = torch.rand(*feature_probability.shape, batch_size, dtype=p.dtype, device=p.device)
+    # One draw serves twice: u < p decides that the feature is on, and given that, (p -
+    # u) / p is uniform on (0, 1]. The batch comes last in memory: that is where the
+    # matrix products of the model run fastest.
+    u = torch.rand(
+        *feature_probability.shape, batch_size, dtype=p.dtype, device=p.device
+    )
     features = F.relu(p - u) / p.clamp_min(1e-30)
     return einops.rearrange(features, "inst feats batch -> batch inst feats")
 
@@ -131,9 +164,14 @@ def generate_uncorrelated_features(
 def generate_correlated_features(
     pair_probability: Float[Tensor, "inst pairs"], batch_size: int
 ) -> Float[Tensor, "batch inst 2*pairs"]:
-    """Features 2k and 2k+1 are on together or off together; when on, each has a uniform size of its own."""
+    """Features 2k and 2k+1 are on together or off together; when on, each has a uniform
+    size of its own.
+    """
     inst, pairs = pair_probability.shape
-    on = torch.rand(batch_size, inst, pairs, 1).to(pair_probability) < pair_probability[..., None]
+    on = (
+        torch.rand(batch_size, inst, pairs, 1).to(pair_probability)
+        < pair_probability[..., None]
+    )
     size = torch.rand(batch_size, inst, pairs, 2).to(pair_probability)
     return einops.rearrange(size * on, "batch inst pairs two -> batch inst (pairs two)")
 
@@ -141,31 +179,44 @@ def generate_correlated_features(
 def generate_anticorrelated_features(
     pair_probability: Float[Tensor, "inst pairs"], batch_size: int
 ) -> Float[Tensor, "batch inst 2*pairs"]:
-    """Features 2k and 2k+1 are never on together; each is on with the pair's probability, then uniform on [0, 1).
+    """Features 2k and 2k+1 are never on together; each is on with the pair's
+    probability, then uniform on [0, 1).
 
     Raises:
-        ValueError: a probability is above 1/2: two features that exclude each other can't both be on more often.
+        ValueError: a probability is above 1/2: two features that exclude each other
+            can't both be on more often.
     """
     if (pair_probability > 0.5).any():
-        raise ValueError(f"anticorrelated features need probabilities of at most 0.5, got {pair_probability.max():.3g}")
+        raise ValueError(
+            "anticorrelated features need probabilities of at most 0.5, got "
+            f"{pair_probability.max():.3g}"
+        )
     inst, pairs = pair_probability.shape
-    # One draw places the pair: below p the first is on, above 1 - p the second, between them none.
+    # One draw places the pair: below p the first is on, above 1 - p the second, between
+    # them none.
     u = torch.rand(batch_size, inst, pairs).to(pair_probability)
     on = torch.stack([u < pair_probability, u >= 1 - pair_probability], dim=-1)
     size = torch.rand(batch_size, inst, pairs, 2).to(pair_probability)
     return einops.rearrange(size * on, "batch inst pairs two -> batch inst (pairs two)")
 
 
-def generate_dataset(n_points: int, n_features: int, feature_probability: float) -> Float[Tensor, "n_points feats"]:
-    """Sparse data points of length 1, none of them empty: a point in which no feature is on is drawn again.
+def generate_dataset(
+    n_points: int, n_features: int, feature_probability: float
+) -> Float[Tensor, "n_points feats"]:
+    """Sparse data points of length 1, none of them empty: a point in which no feature
+    is on is drawn again.
 
     Source: the double-descent note, "Experiment setup".
 
     Raises:
-        ValueError: the probability or the number of features is 0, so that every point is empty.
+        ValueError: the probability or the number of features is 0, so that every point
+            is empty.
     """
     if n_features < 1 or feature_probability <= 0:
-        raise ValueError("a data point needs at least one feature that can be on: raise feature_probability")
+        raise ValueError(
+            "a data point needs at least one feature that can be on: raise "
+            "feature_probability"
+        )
     p = torch.full((1, n_features), float(feature_probability))
     points = generate_uncorrelated_features(p, n_points)[:, 0]
     while (empty := points.sum(-1) == 0).any():
@@ -187,9 +238,15 @@ def cosine_decay(step: int, steps: int) -> float:
 
 
 def warmup_cosine(step: int, steps: int, warmup: float = 0.05) -> float:
-    """Raise the learning rate linearly over the first `warmup` of the steps, then let it fall along half a cosine."""
+    """Raise the learning rate linearly over the first `warmup` of the steps, then let
+    it fall along half a cosine.
+    """
     start = warmup * steps
-    return (step + 1) / start if step + 1 < start else cosine_decay(step - start, steps - start)
+    return (
+        (step + 1) / start
+        if step + 1 < start
+        else cosine_decay(step - start, steps - start)
+    )
 
 
 # ---------------------------------------------------------------- the model
@@ -197,10 +254,12 @@ def warmup_cosine(step: int, steps: int, warmup: float = 0.05) -> float:
 
 @dataclass
 class ToyModelConfig:
-    """The shape of `n_inst` toy models. Features come in this order: correlated pairs, anticorrelated pairs, the rest.
+    """The shape of `n_inst` toy models. Features come in this order: correlated pairs,
+    anticorrelated pairs, the rest.
 
     Raises:
-        ValueError: a number is negative, there is no model, or the pairs need more features than there are.
+        ValueError: a number is negative, there is no model, or the pairs need more
+            features than there are.
     """
 
     n_inst: int
@@ -210,17 +269,34 @@ class ToyModelConfig:
     n_anticorrelated_pairs: int = 0
 
     def __post_init__(self):
-        if self.n_inst < 1 or min(self.n_features, self.n_correlated_pairs, self.n_anticorrelated_pairs) < 0:
-            raise ValueError(f"give at least one instance and no negative number: {self}")
+        if (
+            self.n_inst < 1
+            or min(
+                self.n_features, self.n_correlated_pairs, self.n_anticorrelated_pairs
+            )
+            < 0
+        ):
+            raise ValueError(
+                f"give at least one instance and no negative number: {self}"
+            )
         if self.d_hidden < 1:
-            raise ValueError(f"d_hidden is {self.d_hidden}: give at least one hidden dimension")
-        if 2 * (self.n_correlated_pairs + self.n_anticorrelated_pairs) > self.n_features:
-            raise ValueError(f"the pairs need more than {self.n_features} features: raise n_features")
+            raise ValueError(
+                f"d_hidden is {self.d_hidden}: give at least one hidden dimension"
+            )
+        if (
+            2 * (self.n_correlated_pairs + self.n_anticorrelated_pairs)
+            > self.n_features
+        ):
+            raise ValueError(
+                f"the pairs need more than {self.n_features} features: raise n_features"
+            )
 
 
 @dataclass
 class History:
-    """What `optimize` recorded: step numbers, losses and copies of W at those steps, the last step included."""
+    """What `optimize` recorded: step numbers, losses and copies of W at those steps,
+    the last step included.
+    """
 
     steps: list[int]
     losses: Float[Tensor, "log inst"]
@@ -228,10 +304,12 @@ class History:
 
 
 class ToyModel(nn.Module):
-    """Squeeze sparse features through a few dimensions and rebuild them: out = ReLU(Wᵀ W x + b).
+    """Squeeze sparse features through a few dimensions and rebuild them: out = ReLU(Wᵀ
+    W x + b).
 
     Args:
-        feature_probability: chance that a feature is on, anything that broadcasts to [inst feats].
+        feature_probability: chance that a feature is on, anything that broadcasts to
+            [inst feats].
         importance: weight of each feature's squared error in the loss, likewise.
 
     Raises:
@@ -244,22 +322,33 @@ class ToyModel(nn.Module):
     b_final: Float[Tensor, "inst feats"]
 
     def __init__(
-        self, cfg: ToyModelConfig, feature_probability: float | Tensor = 0.01, importance: float | Tensor = 1.0
+        self,
+        cfg: ToyModelConfig,
+        feature_probability: float | Tensor = 0.01,
+        importance: float | Tensor = 1.0,
     ):
         super().__init__()
         self.cfg = cfg
         inst, d_hidden, feats = cfg.n_inst, cfg.d_hidden, cfg.n_features
-        probability = torch.as_tensor(feature_probability, dtype=torch.get_default_dtype())
+        probability = torch.as_tensor(
+            feature_probability, dtype=torch.get_default_dtype()
+        )
         if ((probability < 0) | (probability > 1)).any():
             raise ValueError("feature_probability holds a value outside [0, 1]")
         importance = torch.as_tensor(importance, dtype=torch.get_default_dtype())
-        self.register_buffer("feature_probability", probability.expand(inst, feats).clone())
+        self.register_buffer(
+            "feature_probability", probability.expand(inst, feats).clone()
+        )
         self.register_buffer("importance", importance.expand(inst, feats).clone())
         # Xavier's scale: the hidden vector is neither blown up nor lost.
-        self.W = nn.Parameter(torch.randn(inst, d_hidden, feats) * math.sqrt(2 / (d_hidden + feats)))
+        self.W = nn.Parameter(
+            torch.randn(inst, d_hidden, feats) * math.sqrt(2 / (d_hidden + feats))
+        )
         self.b_final = nn.Parameter(torch.zeros(inst, feats))
 
-    def forward(self, features: Float[Tensor, "batch inst feats"]) -> Float[Tensor, "batch inst feats"]:
+    def forward(
+        self, features: Float[Tensor, "batch inst feats"]
+    ) -> Float[Tensor, "batch inst feats"]:
         """Compress with W, rebuild with its transpose, add the bias, clip at 0."""
         x = einops.rearrange(features, "batch inst feats -> inst feats batch")
         hidden = self.W @ x
@@ -268,7 +357,8 @@ class ToyModel(nn.Module):
         return einops.rearrange(out, "inst feats batch -> batch inst feats")
 
     def generate_batch(self, batch_size: int) -> Float[Tensor, "batch inst feats"]:
-        """Draw fresh features: the correlated pairs first, then the anticorrelated pairs, then the rest.
+        """Draw fresh features: the correlated pairs first, then the anticorrelated
+        pairs, then the rest.
 
         A pair is on with the probability of its first feature.
         """
@@ -277,19 +367,29 @@ class ToyModel(nn.Module):
         p, together = self.feature_probability, 2 * self.cfg.n_correlated_pairs
         pairs = together + 2 * self.cfg.n_anticorrelated_pairs
         parts = [
-            generate_correlated_features(p[:, :together:2], batch_size) if together else None,
-            generate_anticorrelated_features(p[:, together:pairs:2], batch_size) if pairs > together else None,
+            generate_correlated_features(p[:, :together:2], batch_size)
+            if together
+            else None,
+            generate_anticorrelated_features(p[:, together:pairs:2], batch_size)
+            if pairs > together
+            else None,
             generate_uncorrelated_features(p[:, pairs:], batch_size),
         ]
         parts = [part for part in parts if part is not None]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def calculate_loss(
-        self, out: Float[Tensor, "batch inst feats"], batch: Float[Tensor, "batch inst feats"]
+        self,
+        out: Float[Tensor, "batch inst feats"],
+        batch: Float[Tensor, "batch inst feats"],
     ) -> Float[Tensor, " inst"]:
-        """One loss per model: squared error times importance, averaged over batch and features; 0 without features."""
+        """One loss per model: squared error times importance, averaged over batch and
+        features; 0 without features.
+        """
         squared_error = ((out - batch) ** 2).sum(dim=0) / batch.shape[0]
-        return (self.importance * squared_error).sum(dim=-1) / max(1, self.cfg.n_features)
+        return (self.importance * squared_error).sum(dim=-1) / max(
+            1, self.cfg.n_features
+        )
 
     def optimize(
         self,
@@ -305,21 +405,33 @@ class ToyModel(nn.Module):
 
         Args:
             schedule: factor on `lr` at (step, steps).
-            log_every: record losses and W each so many steps; default: 50 records in all.
+            log_every: record losses and W each so many steps; default: 50 records in
+                all.
             checkpoint: file to save to at each record, and to go on from if it exists.
         """
-        # One thread: these tensors are small, and sums come out the same on every number of cores.
+        # One thread: these tensors are small, and sums come out the same on every
+        # number of cores.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             return self._train(
-                steps, batch_size, lr, schedule, weight_decay, log_every or max(1, steps // 50), checkpoint
+                steps,
+                batch_size,
+                lr,
+                schedule,
+                weight_decay,
+                log_every or max(1, steps // 50),
+                checkpoint,
             )
         finally:
             torch.set_num_threads(threads)
 
-    def _train(self, steps, batch_size, lr, schedule, weight_decay, log_every, checkpoint) -> History:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    def _train(
+        self, steps, batch_size, lr, schedule, weight_decay, log_every, checkpoint
+    ) -> History:
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=lr, weight_decay=weight_decay, fused=True
+        )
         record, start = [], 0
         if checkpoint is not None and Path(checkpoint).exists():
             saved = torch.load(checkpoint, weights_only=True)
@@ -327,7 +439,9 @@ class ToyModel(nn.Module):
             optimizer.load_state_dict(saved["optimizer"])
             record, start = saved["record"], saved["step"]
             torch.set_rng_state(saved["rng"])
-        for step in tqdm(range(start, steps), initial=start, total=steps, mininterval=1, leave=False):
+        for step in tqdm(
+            range(start, steps), initial=start, total=steps, mininterval=1, leave=False
+        ):
             for group in optimizer.param_groups:
                 group["lr"] = lr * schedule(step, steps)
             batch = self.generate_batch(batch_size)
@@ -336,14 +450,27 @@ class ToyModel(nn.Module):
             losses.sum().backward()
             optimizer.step()
             if (step + 1) % log_every == 0 or step + 1 == steps:
-                record.append((step + 1, losses.detach().cpu(), self.W.detach().cpu().clone()))
+                record.append(
+                    (step + 1, losses.detach().cpu(), self.W.detach().cpu().clone())
+                )
                 if checkpoint is not None:
-                    state = {"model": self.state_dict(), "optimizer": optimizer.state_dict(), "record": record}
+                    state = {
+                        "model": self.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "record": record,
+                    }
                     partial = Path(f"{checkpoint}.partial")
-                    torch.save({**state, "step": step + 1, "rng": torch.get_rng_state()}, partial)
-                    partial.replace(checkpoint)  # a stop while saving leaves the old file whole
+                    torch.save(
+                        {**state, "step": step + 1, "rng": torch.get_rng_state()},
+                        partial,
+                    )
+                    partial.replace(
+                        checkpoint
+                    )  # a stop while saving leaves the old file whole
         if not record:
-            return History([], torch.zeros(0, self.cfg.n_inst), torch.zeros(0, *self.W.shape))
+            return History(
+                [], torch.zeros(0, self.cfg.n_inst), torch.zeros(0, *self.W.shape)
+            )
         logged, losses, weights = zip(*record, strict=True)
         return History(list(logged), torch.stack(losses), torch.stack(weights))
 
@@ -354,16 +481,20 @@ class ToyModel(nn.Module):
         return self.calculate_loss(self(batch), batch)
 
 
-# ---------------------------------------------------------------- baselines without superposition
+# -------------------------------- baselines without superposition
 
 
 def drop_baseline(
-    feature_probability: Float[Tensor, "inst feats"], importance: Float[Tensor, "inst feats"], d_hidden: int
+    feature_probability: Float[Tensor, "inst feats"],
+    importance: Float[Tensor, "inst feats"],
+    d_hidden: int,
 ) -> Float[Tensor, " inst"]:
-    """Expected loss of a model that rebuilds `d_hidden` features perfectly and answers a constant for the others.
+    """Expected loss of a model that rebuilds `d_hidden` features perfectly and answers
+    a constant for the others.
 
-    It keeps the features that would cost most, and for each other one its best constant, the mean. A feature that is
-    on with probability p has mean p/2 and variance p/3 - p²/4.
+    It keeps the features that would cost most, and for each other one its best
+    constant, the mean. A feature that is on with probability p has mean p/2 and
+    variance p/3 - p²/4.
     """
     p = feature_probability
     cost = importance * (p / 3 - p**2 / 4)
@@ -372,30 +503,41 @@ def drop_baseline(
 
 
 def pca_baseline(
-    batch: Float[Tensor, "batch inst feats"], importance: Float[Tensor, "inst feats"], d_hidden: int
+    batch: Float[Tensor, "batch inst feats"],
+    importance: Float[Tensor, "inst feats"],
+    d_hidden: int,
 ) -> Float[Tensor, " inst"]:
-    """Loss of the best linear code of `d_hidden` dimensions: principal components of the batch, no ReLU.
+    """Loss of the best linear code of `d_hidden` dimensions: principal components of
+    the batch, no ReLU.
 
-    Features are scaled by the square root of their importance first, so that squared error counts as the loss does.
+    Features are scaled by the square root of their importance first, so that squared
+    error counts as the loss does.
     """
-    scaled = einops.rearrange(batch * importance.sqrt(), "batch inst feats -> inst batch feats")
+    scaled = einops.rearrange(
+        batch * importance.sqrt(), "batch inst feats -> inst batch feats"
+    )
     centred = scaled - scaled.mean(dim=1, keepdim=True)
     # What is left out is the sum of the smaller eigenvalues of the covariance matrix.
     covariance = centred.mT @ centred / batch.shape[0]
     eigenvalues = torch.linalg.eigvalsh(covariance).clamp_min(0)
-    return eigenvalues[:, : max(0, batch.shape[-1] - d_hidden)].sum(-1) / max(1, batch.shape[-1])
+    return eigenvalues[:, : max(0, batch.shape[-1] - d_hidden)].sum(-1) / max(
+        1, batch.shape[-1]
+    )
 
 
 # ---------------------------------------------------------------- neurons
 
 
 class NeuronModel(ToyModel):
-    """A toy model with neurons: out = ReLU(Wᵀ ReLU(W x) + b). The ReLU singles out the hidden axes as a basis.
+    """A toy model with neurons: out = ReLU(Wᵀ ReLU(W x) + b). The ReLU singles out the
+    hidden axes as a basis.
 
     Source: arXiv 2209.10652, section "Superposition in a Privileged Basis".
     """
 
-    def forward(self, features: Float[Tensor, "batch inst feats"]) -> Float[Tensor, "batch inst feats"]:
+    def forward(
+        self, features: Float[Tensor, "batch inst feats"]
+    ) -> Float[Tensor, "batch inst feats"]:
         """As in `ToyModel`, with a ReLU on the hidden vector too."""
         x = einops.rearrange(features, "batch inst feats -> inst feats batch")
         neurons = F.relu(self.W @ x)
@@ -404,9 +546,11 @@ class NeuronModel(ToyModel):
 
 
 class NeuronComputationModel(ToyModel):
-    """Neurons that compute |x| for features on [-1, 1]: out = ReLU(W_outᵀ ReLU(W x) + b).
+    """Neurons that compute |x| for features on [-1, 1]: out = ReLU(W_outᵀ ReLU(W x) +
+    b).
 
-    `W` [inst d_hidden feats] reads, `W_out` [inst d_hidden feats] writes; they are not tied.
+    `W` [inst d_hidden feats] reads, `W_out` [inst d_hidden feats] writes; they are not
+    tied.
 
     Source: arXiv 2209.10652, section "Computation in Superposition".
     """
@@ -414,12 +558,19 @@ class NeuronComputationModel(ToyModel):
     W_out: Float[Tensor, "inst d_hidden feats"]
 
     def __init__(
-        self, cfg: ToyModelConfig, feature_probability: float | Tensor = 0.01, importance: float | Tensor = 1.0
+        self,
+        cfg: ToyModelConfig,
+        feature_probability: float | Tensor = 0.01,
+        importance: float | Tensor = 1.0,
     ):
         super().__init__(cfg, feature_probability, importance)
-        self.W_out = nn.Parameter(torch.randn_like(self.W) * math.sqrt(2 / (cfg.d_hidden + cfg.n_features)))
+        self.W_out = nn.Parameter(
+            torch.randn_like(self.W) * math.sqrt(2 / (cfg.d_hidden + cfg.n_features))
+        )
 
-    def forward(self, features: Float[Tensor, "batch inst feats"]) -> Float[Tensor, "batch inst feats"]:
+    def forward(
+        self, features: Float[Tensor, "batch inst feats"]
+    ) -> Float[Tensor, "batch inst feats"]:
         """Read with W, clip, write with W_out, add the bias, clip."""
         x = einops.rearrange(features, "batch inst feats -> inst feats batch")
         neurons = F.relu(self.W @ x)
@@ -433,24 +584,33 @@ class NeuronComputationModel(ToyModel):
         return size * sign
 
     def calculate_loss(
-        self, out: Float[Tensor, "batch inst feats"], batch: Float[Tensor, "batch inst feats"]
+        self,
+        out: Float[Tensor, "batch inst feats"],
+        batch: Float[Tensor, "batch inst feats"],
     ) -> Float[Tensor, " inst"]:
         """As in `ToyModel`, but the target is the absolute value of the features."""
         return super().calculate_loss(out, batch.abs())
 
 
-def top_neuron_share(W: Float[Tensor, "... d_hidden feats"]) -> Float[Tensor, "... feats"]:
-    """Share of each feature's squared weight that lies in its largest neuron; 0 for a zero feature.
+def top_neuron_share(
+    W: Float[Tensor, "... d_hidden feats"],
+) -> Float[Tensor, "... feats"]:
+    """Share of each feature's squared weight that lies in its largest neuron; 0 for a
+    zero feature.
 
-    1: the feature has a neuron to itself in its own column; 1/d_hidden: spread evenly over all neurons.
+    1: the feature has a neuron to itself in its own column; 1/d_hidden: spread evenly
+    over all neurons.
     """
     squared = W.pow(2)
     total = squared.sum(-2)
     return torch.where(total > 0, squared.amax(-2) / total.clamp_min(1e-30), 0.0)
 
 
-def features_per_neuron(W: Float[Tensor, "... d_hidden feats"], threshold: float = 0.3) -> Int[Tensor, "... d_hidden"]:
-    """How many features each neuron serves: those whose weight is above `threshold` of the neuron's largest.
+def features_per_neuron(
+    W: Float[Tensor, "... d_hidden feats"], threshold: float = 0.3
+) -> Int[Tensor, "... d_hidden"]:
+    """How many features each neuron serves: those whose weight is above `threshold` of
+    the neuron's largest.
 
     A neuron whose largest weight is below 0.1 serves none.
     """
@@ -461,16 +621,20 @@ def features_per_neuron(W: Float[Tensor, "... d_hidden feats"], threshold: float
     return ((sizes > threshold * largest) & (largest > 0.1)).sum(-1)
 
 
-# ---------------------------------------------------------------- from data points to features
+# -------------------------------- from data points to features
 
 
 class FixedDataModel(ToyModel):
-    """Toy models that see the same data at every step: `datasets[i]` [points feats] is all that model i ever sees.
+    """Toy models that see the same data at every step: `datasets[i]` [points feats] is
+    all that model i ever sees.
 
-    Datasets of different sizes are padded with rows of weight 0, so that all models still train in one batch.
+    Datasets of different sizes are padded with rows of weight 0, so that all models
+    still train in one batch.
     """
 
-    def __init__(self, datasets: Sequence[Float[Tensor, "points feats"]], d_hidden: int = 2):
+    def __init__(
+        self, datasets: Sequence[Float[Tensor, "points feats"]], d_hidden: int = 2
+    ):
         super().__init__(ToyModelConfig(len(datasets), datasets[0].shape[-1], d_hidden))
         rows = max(len(data) for data in datasets)
         padded = torch.zeros(len(datasets), self.cfg.n_features, rows)
@@ -486,15 +650,21 @@ class FixedDataModel(ToyModel):
         return self.data
 
     def calculate_loss(
-        self, out: Float[Tensor, "rows inst feats"], batch: Float[Tensor, "rows inst feats"]
+        self,
+        out: Float[Tensor, "rows inst feats"],
+        batch: Float[Tensor, "rows inst feats"],
     ) -> Float[Tensor, " inst"]:
-        """Squared length of the error per data point, averaged over each model's own points."""
+        """Squared length of the error per data point, averaged over each model's own
+        points.
+        """
         return (self.row_weight * (out - batch) ** 2).sum(dim=(0, 2))
 
 
 @dataclass
 class SizeResult:
-    """What came of one dataset size; losses are squared lengths of the error per point of length 1."""
+    """What came of one dataset size; losses are squared lengths of the error per point
+    of length 1.
+    """
 
     n_points: int
     train_loss: float
@@ -516,14 +686,17 @@ def double_descent(
     folder: Path | str | None = None,
     device: torch.device | str = "cpu",
 ) -> list[SizeResult]:
-    """Train one model per dataset size on that fixed dataset, and test all of them on the same fresh points.
+    """Train one model per dataset size on that fixed dataset, and test all of them on
+    the same fresh points.
 
-    Sizes that are close share a batch, padded to the largest of them. The note's own size is
-    `n_features=10_000, feature_probability=0.001, steps=50_000, lr=1e-3`: give it a GPU and a folder.
+    Sizes that are close share a batch, padded to the largest of them. The note's own
+    size is `n_features=10_000, feature_probability=0.001, steps=50_000, lr=1e-3`: give
+    it a GPU and a folder.
 
     Args:
         sizes: numbers of data points.
-        folder: where to save each batch of models as it trains; a second call goes on from there.
+        folder: where to save each batch of models as it trains; a second call goes on
+            from there.
 
     Source: the double-descent note, "Experiment setup".
     """
@@ -532,23 +705,36 @@ def double_descent(
     test = generate_dataset(n_test, n_features, feature_probability)
     results = []
     for group in _groups(sorted(sizes)):
-        datasets = [generate_dataset(size, n_features, feature_probability) for size in group]
+        datasets = [
+            generate_dataset(size, n_features, feature_probability) for size in group
+        ]
         model = FixedDataModel(datasets, d_hidden).to(device)
         name = None
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
             name = Path(folder) / f"points_{group[0]}_to_{group[-1]}.pt"
-        model.optimize(steps, lr=lr, weight_decay=weight_decay, schedule=warmup_cosine, checkpoint=name)
+        model.optimize(
+            steps,
+            lr=lr,
+            weight_decay=weight_decay,
+            schedule=warmup_cosine,
+            checkpoint=name,
+        )
         W, b = model.W.detach().cpu(), model.b_final.detach().cpu()
         for i, (size, data) in enumerate(zip(group, datasets, strict=True)):
-            losses = [((F.relu(x @ W[i].T @ W[i] + b[i]) - x) ** 2).sum(-1).mean().item() for x in (data, test)]
+            losses = [
+                ((F.relu(x @ W[i].T @ W[i] + b[i]) - x) ** 2).sum(-1).mean().item()
+                for x in (data, test)
+            ]
             results.append(SizeResult(size, *losses, W[i], W[i] @ data.T))
     torch.set_rng_state(generator_state)
     return results
 
 
 def _groups(sizes: Sequence[int], small: int = 64) -> list[list[int]]:
-    """Split sorted sizes so that padding at most doubles a dataset, except among the small ones."""
+    """Split sorted sizes so that padding at most doubles a dataset, except among the
+    small ones.
+    """
     groups: list[list[int]] = []
     for size in sizes:
         if groups and size <= max(small, 2 * groups[-1][0]):
@@ -561,8 +747,11 @@ def _groups(sizes: Sequence[int], small: int = 64) -> list[list[int]]:
 # ---------------------------------------------------------------- capacity
 
 
-def feature_capacity(W: Float[Tensor, "... d_hidden feats"]) -> Float[Tensor, "... feats"]:
-    """The share of a dimension that each feature uses: C_i = (W_i·W_i)² / Σ_j (W_i·W_j)², 0 for a zero feature.
+def feature_capacity(
+    W: Float[Tensor, "... d_hidden feats"],
+) -> Float[Tensor, "... feats"]:
+    """The share of a dimension that each feature uses: C_i = (W_i·W_i)² / Σ_j
+    (W_i·W_j)², 0 for a zero feature.
 
     The capacities add up to at most `d_hidden`.
 
@@ -576,12 +765,16 @@ def feature_capacity(W: Float[Tensor, "... d_hidden feats"]) -> Float[Tensor, ".
 
 
 def quadratic_loss(
-    W: Float[Tensor, "inst d_hidden feats"], value: Float[Tensor, "inst feats"], kurtosis: Float[Tensor, " inst"]
+    W: Float[Tensor, "inst d_hidden feats"],
+    value: Float[Tensor, "inst feats"],
+    kurtosis: Float[Tensor, " inst"],
 ) -> Float[Tensor, " inst"]:
-    """Exact expected loss of a model with squared neurons: it should give Σ_i v_i x_i² and gives |W x|² + a constant.
+    """Exact expected loss of a model with squared neurons: it should give Σ_i v_i x_i²
+    and gives |W x|² + a constant.
 
-    The x_i are independent with mean 0, variance 1 and the given kurtosis E[x⁴]; the constant is the best one. With
-    M = WᵀW - diag(v) the loss is (kurtosis - 1) Σ_i M_ii² + 2 Σ_{i≠j} M_ij². No sampling is needed.
+    The x_i are independent with mean 0, variance 1 and the given kurtosis E[x⁴]; the
+    constant is the best one. With M = WᵀW - diag(v) the loss is (kurtosis - 1) Σ_i
+    M_ii² + 2 Σ_{i≠j} M_ij². No sampling is needed.
 
     Source: the quadratic toy model of arXiv 2210.01892, section 3.
     """
@@ -599,7 +792,9 @@ def train_quadratic(
 ) -> Float[Tensor, "inst d_hidden feats"]:
     """Minimise `quadratic_loss` by gradient descent from a random start; returns W."""
     inst, feats = value.shape
-    W = nn.Parameter(torch.randn(inst, d_hidden, feats) * math.sqrt(2 / (d_hidden + feats)))
+    W = nn.Parameter(
+        torch.randn(inst, d_hidden, feats) * math.sqrt(2 / (d_hidden + feats))
+    )
     optimizer = torch.optim.Adam([W], lr=lr, fused=True)
     for step in tqdm(range(steps), mininterval=1, leave=False):
         optimizer.param_groups[0]["lr"] = lr * cosine_decay(step, steps)
@@ -610,12 +805,16 @@ def train_quadratic(
     return W.detach()
 
 
-def allocate_capacity(value: Float[Tensor, " feats"], kurtosis: float, d_hidden: int) -> Float[Tensor, " feats"]:
-    """The capacities that minimise the quadratic model's loss when they may add up to `d_hidden`.
+def allocate_capacity(
+    value: Float[Tensor, " feats"], kurtosis: float, d_hidden: int
+) -> Float[Tensor, " feats"]:
+    """The capacities that minimise the quadratic model's loss when they may add up to
+    `d_hidden`.
 
-    A feature with capacity C costs v² · 2(κ-1)(1-C) / (2 + (κ-3)C): its gain from more capacity is the marginal value
-    v² · 2(κ-1)² / (2 + (κ-3)C)². Up to κ = 3 this does not fall with C: winner takes all, the largest values get 1.
-    Above, it falls: features share until all that are neither 0 nor 1 have the same marginal value.
+    A feature with capacity C costs v² · 2(κ-1)(1-C) / (2 + (κ-3)C): its gain from more
+    capacity is the marginal value v² · 2(κ-1)² / (2 + (κ-3)C)². Up to κ = 3 this does
+    not fall with C: winner takes all, the largest values get 1. Above, it falls:
+    features share until all that are neither 0 nor 1 have the same marginal value.
 
     Raises:
         ValueError: the kurtosis is below 1, which no distribution has.
@@ -628,9 +827,17 @@ def allocate_capacity(value: Float[Tensor, " feats"], kurtosis: float, d_hidden:
     if d_hidden >= feats:
         return torch.ones_like(value)
     if kurtosis <= 3:
-        return torch.zeros_like(value).index_fill(0, value.abs().topk(d_hidden).indices, 1.0)
-    # Setting the marginal value to 2(κ-1)²/s² gives C = (v·s - 2) / (κ-3), clipped; search the s that spends d_hidden.
-    low, high = 0.0, (kurtosis - 1) / value.abs()[value != 0].min().item() if (value != 0).any() else 0.0
+        return torch.zeros_like(value).index_fill(
+            0, value.abs().topk(d_hidden).indices, 1.0
+        )
+    # Setting the marginal value to 2(κ-1)²/s² gives C = (v·s - 2) / (κ-3), clipped;
+    # search the s that spends d_hidden.
+    low, high = (
+        0.0,
+        (kurtosis - 1) / value.abs()[value != 0].min().item()
+        if (value != 0).any()
+        else 0.0,
+    )
     for _ in range(100):
         s = (low + high) / 2
         capacity = ((value.abs() * s - 2) / (kurtosis - 3)).clamp(0, 1)

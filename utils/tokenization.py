@@ -1,8 +1,10 @@
-"""Byte-level BPE, GPT-2's tokenizer: bytes, pieces of text, learned merges, and tokens that no text can spell.
+"""Byte-level BPE, GPT-2's tokenizer: bytes, pieces of text, learned merges, and tokens
+that no text can spell.
 
-A *piece* is a stretch of text that GPT-2's pattern cuts out. A *word* is a piece written as a tuple of symbols: at
-first one stand-in character for each byte, later tokens, as merges join neighbours. `vocab` gives each token its id;
-`merges` gives each pair of tokens its rank, 0 for the merge that was learned first.
+A *piece* is a stretch of text that GPT-2's pattern cuts out. A *word* is a piece
+written as a tuple of symbols: at first one stand-in character for each byte, later
+tokens, as merges join neighbours. `vocab` gives each token its id; `merges` gives each
+pair of tokens its rank, 0 for the merge that was learned first.
 """
 
 import re
@@ -18,15 +20,21 @@ Pair = tuple[str, str]
 
 
 def bytes_to_unicode() -> dict[int, str]:
-    """Give each of the 256 bytes a printable stand-in character, in the order of GPT-2's first 256 token ids.
+    """Give each of the 256 bytes a printable stand-in character, in the order of
+    GPT-2's first 256 token ids.
 
-    First come the 188 bytes `!` to `~`, `¡` to `¬` and `®` to `ÿ`, which stand for themselves. Then the other 68
-    (space, control characters, …), in ascending order, get the characters numbered 256, 257, … (`Ā`, `ā`, …).
+    First come the 188 bytes `!` to `~`, `¡` to `¬` and `®` to `ÿ`, which stand for
+    themselves. Then the other 68 (space, control characters, …), in ascending order,
+    get the characters numbered 256, 257, … (`Ā`, `ā`, …).
 
     Source: `encoder.py` of openai/gpt-2.
     """
     # The bytes that print, in three ranges.
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     stand_in = {byte: chr(byte) for byte in printable}
     # All others, numbered from 256 on.
     others = [byte for byte in range(256) if byte not in stand_in]
@@ -37,31 +45,40 @@ BYTE_TO_CHAR = bytes_to_unicode()
 
 
 def to_symbols(piece: str) -> Word:
-    """Write a piece of text as its UTF-8 bytes, one stand-in character each: `" é"` becomes `("Ġ", "Ã", "©")`.
+    """Write a piece of text as its UTF-8 bytes, one stand-in character each: `" é"`
+    becomes `("Ġ", "Ã", "©")`.
 
-    Bytes that are not UTF-8 may come as Python's surrogate escapes (`data.decode("utf-8", "surrogateescape")`).
+    Bytes that are not UTF-8 may come as Python's surrogate escapes
+    (`data.decode("utf-8", "surrogateescape")`).
 
     Raises:
-        UnicodeEncodeError: the piece holds half of a surrogate pair, which no UTF-8 text can hold.
+        UnicodeEncodeError: the piece holds half of a surrogate pair, which no UTF-8
+            text can hold.
     """
-    return tuple(BYTE_TO_CHAR[byte] for byte in piece.encode("utf-8", "surrogateescape"))
+    return tuple(
+        BYTE_TO_CHAR[byte] for byte in piece.encode("utf-8", "surrogateescape")
+    )
 
 
 def pretokenize(text: str) -> list[str]:
     """Cut text into GPT-2's pieces; joined again they give the text.
 
-    A piece is the first of these that fits, as long as it can be: `'s 't 're 've 'm 'll 'd`; letters; numbers; other
-    characters that are not whitespace (each of these three with one space before it, if there is one); whitespace
-    but for the last character before a non-whitespace one; whitespace.
+    A piece is the first of these that fits, as long as it can be: `'s 't 're 've 'm 'll
+    'd`; letters; numbers; other characters that are not whitespace (each of these three
+    with one space before it, if there is one); whitespace but for the last character
+    before a non-whitespace one; whitespace.
 
     Source: `encoder.py` of openai/gpt-2.
     """
-    pattern = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+    endings = r"'s|'t|'re|'ve|'m|'ll|'d"
+    pattern = endings + r"| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
     return regex.findall(pattern, text)
 
 
 def count_pairs(words: dict[Word, int]) -> Counter[Pair]:
-    """Count neighbouring symbols in all words; `words` says how often each word stands in the corpus."""
+    """Count neighbouring symbols in all words; `words` says how often each word stands
+    in the corpus.
+    """
     counts = Counter()
     for word, n in words.items():
         for pair in pairwise(word):
@@ -70,7 +87,9 @@ def count_pairs(words: dict[Word, int]) -> Counter[Pair]:
 
 
 def merge_pair(word: Word, pair: Pair) -> Word:
-    """Join every occurrence of `pair` in `word` into one symbol, from left to right, without overlaps."""
+    """Join every occurrence of `pair` in `word` into one symbol, from left to right,
+    without overlaps.
+    """
     merged, i = [], 0
     while i < len(word):
         if word[i : i + 2] == pair:
@@ -82,19 +101,23 @@ def merge_pair(word: Word, pair: Pair) -> Word:
     return tuple(merged)
 
 
-def train_bpe(corpus: Iterable[str], vocab_size: int) -> tuple[dict[str, int], dict[Pair, int]]:
+def train_bpe(
+    corpus: Iterable[str], vocab_size: int
+) -> tuple[dict[str, int], dict[Pair, int]]:
     """Learn a vocabulary: merge the most frequent pair of neighbours, again and again.
 
-    Of equally frequent pairs the one with the lowest ids wins (left token first, then the right one), which is the
-    rule of Hugging Face `tokenizers` too. Only the words that hold the merged pair are counted anew.
+    Of equally frequent pairs the one with the lowest ids wins (left token first, then
+    the right one), which is the rule of Hugging Face `tokenizers` too. Only the words
+    that hold the merged pair are counted anew.
 
     Args:
         corpus: documents; no merge crosses from one piece of a document to the next.
-        vocab_size: at least 256, the bytes. Fewer tokens come back where no pair is left to merge.
+        vocab_size: at least 256, the bytes. Fewer tokens come back where no pair is
+            left to merge.
 
     Returns:
-        `vocab`, from token to id (the bytes in the order of `bytes_to_unicode`, then one token a merge), and
-        `merges`, from pair to rank.
+        `vocab`, from token to id (the bytes in the order of `bytes_to_unicode`, then
+        one token a merge), and `merges`, from pair to rank.
 
     Raises:
         ValueError: `vocab_size` is below 256, or `corpus` is one string.
@@ -104,7 +127,9 @@ def train_bpe(corpus: Iterable[str], vocab_size: int) -> tuple[dict[str, int], d
     if vocab_size < 256:
         raise ValueError(f"vocab_size is {vocab_size}: the 256 bytes alone need 256")
     if isinstance(corpus, str):
-        raise ValueError("corpus is one string: pass a list of documents, [text] for a single one")
+        raise ValueError(
+            "corpus is one string: pass a list of documents, [text] for a single one"
+        )
     vocab = {char: i for i, char in enumerate(BYTE_TO_CHAR.values())}
     merges = {}
     # Each different piece once, with its count.
@@ -116,12 +141,17 @@ def train_bpe(corpus: Iterable[str], vocab_size: int) -> tuple[dict[str, int], d
     for i, word in enumerate(words):
         for pair in pairwise(word):
             where[pair].add(i)
-    # Candidates in a heap, which gives the smallest entry first: the highest count, then the lowest ids.
-    heap = [(-n, vocab[left], vocab[right], (left, right)) for (left, right), n in pair_counts.items()]
+    # Candidates in a heap, which gives the smallest entry first: the highest count,
+    # then the lowest ids.
+    heap = [
+        (-n, vocab[left], vocab[right], (left, right))
+        for (left, right), n in pair_counts.items()
+    ]
     heapify(heap)
     while heap and len(vocab) < vocab_size:
         n, left, right, best = heappop(heap)
-        # A pair's count only falls once the pair has its entry; where it has fallen, the entry goes back to its place.
+        # A pair's count only falls once the pair has its entry; where it has fallen,
+        # the entry goes back to its place.
         if pair_counts[best] != -n:
             if pair_counts[best] > 0:
                 heappush(heap, (-pair_counts[best], left, right, best))
@@ -129,7 +159,8 @@ def train_bpe(corpus: Iterable[str], vocab_size: int) -> tuple[dict[str, int], d
         token = best[0] + best[1]
         merges[best] = len(merges)
         vocab[token] = len(vocab)
-        # In the words that hold the pair: take their old pairs out of the counts, merge, put their new pairs in.
+        # In the words that hold the pair: take their old pairs out of the counts,
+        # merge, put their new pairs in.
         new_pairs = set()
         for i in where.pop(best):
             for pair in pairwise(words[i]):
@@ -142,12 +173,16 @@ def train_bpe(corpus: Iterable[str], vocab_size: int) -> tuple[dict[str, int], d
                     new_pairs.add(pair)
         # Only pairs with the new token have not been candidates yet.
         for left, right in new_pairs:
-            heappush(heap, (-pair_counts[left, right], vocab[left], vocab[right], (left, right)))
+            heappush(
+                heap,
+                (-pair_counts[left, right], vocab[left], vocab[right], (left, right)),
+            )
     return vocab, merges
 
 
 def encode(text: str, vocab: dict[str, int], merges: dict[Pair, int]) -> list[int]:
-    """Turn text into token ids: in each piece, apply the merge of lowest rank that is there, until none is.
+    """Turn text into token ids: in each piece, apply the merge of lowest rank that is
+    there, until none is.
 
     Source: `bpe` in `encoder.py` of openai/gpt-2.
     """
@@ -162,7 +197,8 @@ def encode(text: str, vocab: dict[str, int], merges: dict[Pair, int]) -> list[in
 
 
 def decode(ids: Sequence[int], vocab: dict[str, int]) -> bytes:
-    """The bytes that the tokens stand for, joined. They need not be UTF-8: a token may hold half a character.
+    """The bytes that the tokens stand for, joined. They need not be UTF-8: a token may
+    hold half a character.
 
     Raises:
         ValueError: an id is not in the vocabulary.
@@ -175,7 +211,8 @@ def decode(ids: Sequence[int], vocab: dict[str, int]) -> bytes:
 
 
 def longest_match_encode(text: str, vocab: dict[str, int]) -> list[int]:
-    """Not GPT-2's rule: in each piece, from left to right, take the longest token that fits.
+    """Not GPT-2's rule: in each piece, from left to right, take the longest token that
+    fits.
 
     Source: this is how WordPiece encodes, see Wu et al. (2016).
     """
@@ -190,25 +227,38 @@ def longest_match_encode(text: str, vocab: dict[str, int]) -> list[int]:
     return ids
 
 
-def find_disagreements(texts: Iterable[str], vocab: dict[str, int], merges: dict[Pair, int]) -> list[str]:
-    """The texts that merging by rank and taking the longest match cut differently, in their order."""
-    return [text for text in texts if encode(text, vocab, merges) != longest_match_encode(text, vocab)]
+def find_disagreements(
+    texts: Iterable[str], vocab: dict[str, int], merges: dict[Pair, int]
+) -> list[str]:
+    """The texts that merging by rank and taking the longest match cut differently, in
+    their order.
+    """
+    return [
+        text
+        for text in texts
+        if encode(text, vocab, merges) != longest_match_encode(text, vocab)
+    ]
 
 
 def split_special(text: str, special: Collection[str]) -> list[str]:
-    """Cut text before and after each special token; where several fit, the longest is taken.
+    """Cut text before and after each special token; where several fit, the longest is
+    taken.
 
     Joined again the parts give the text. No part is empty.
     """
     if not special:
         return [text] if text else []
-    # Longest first, since a pattern takes the first alternative that fits; escaped, since `|` means "or".
-    alternatives = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
+    # Longest first, since a pattern takes the first alternative that fits; escaped,
+    # since `|` means "or".
+    alternatives = "|".join(
+        re.escape(token) for token in sorted(special, key=len, reverse=True)
+    )
     return [part for part in re.split(f"({alternatives})", text) if part]
 
 
 class BPETokenizer:
-    """GPT-2's tokenizer: text to ids and back, with special tokens that ordinary text can't spell.
+    """GPT-2's tokenizer: text to ids and back, with special tokens that ordinary text
+    can't spell.
 
     Args:
         vocab: from token (in stand-in characters) to id, without the special tokens.
@@ -216,23 +266,45 @@ class BPETokenizer:
         special_tokens: from special token, in plain text, to id.
     """
 
-    def __init__(self, vocab: dict[str, int], merges: dict[Pair, int], special_tokens: dict[str, int]):
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: dict[Pair, int],
+        special_tokens: dict[str, int],
+    ):
         self.vocab, self.merges, self.special_tokens = vocab, merges, special_tokens
 
     @classmethod
-    def train(cls, corpus: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ("<|endoftext|>",)):
-        """A tokenizer with `vocab_size` tokens, learned from documents; the special tokens get the last ids."""
+    def train(
+        cls,
+        corpus: Iterable[str],
+        vocab_size: int,
+        special_tokens: Sequence[str] = ("<|endoftext|>",),
+    ):
+        """A tokenizer with `vocab_size` tokens, learned from documents; the special
+        tokens get the last ids.
+        """
         vocab, merges = train_bpe(corpus, vocab_size - len(special_tokens))
-        return cls(vocab, merges, {token: len(vocab) + i for i, token in enumerate(special_tokens)})
+        return cls(
+            vocab,
+            merges,
+            {token: len(vocab) + i for i, token in enumerate(special_tokens)},
+        )
 
     def encode(self, text: str, allowed_special: Collection[str] = ()) -> list[int]:
-        """Text to ids. Only the special tokens in `allowed_special` are recognised in the text.
+        """Text to ids. Only the special tokens in `allowed_special` are recognised in
+        the text.
 
         Raises:
             ValueError: `allowed_special` names a token that is not special here.
         """
-        if unknown := [token for token in allowed_special if token not in self.special_tokens]:
-            raise ValueError(f"{unknown[0]!r} is not a special token: choose from {list(self.special_tokens)}")
+        if unknown := [
+            token for token in allowed_special if token not in self.special_tokens
+        ]:
+            raise ValueError(
+                f"{unknown[0]!r} is not a special token: choose from "
+                f"{list(self.special_tokens)}"
+            )
         ids = []
         for part in split_special(text, allowed_special):
             if part in allowed_special:
@@ -242,10 +314,18 @@ class BPETokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids to text. Bytes that are no UTF-8 show as `�`; special tokens as their plain text."""
-        special = {"".join(to_symbols(token)): i for token, i in self.special_tokens.items()}
+        """Ids to text. Bytes that are no UTF-8 show as `�`; special tokens as their
+        plain text.
+        """
+        special = {
+            "".join(to_symbols(token)): i for token, i in self.special_tokens.items()
+        }
         return decode(ids, self.vocab | special).decode("utf-8", errors="replace")
 
-    def to_str_tokens(self, text: str, allowed_special: Collection[str] = ()) -> list[str]:
-        """The text of each token on its own, as TransformerLens's method of this name shows it."""
+    def to_str_tokens(
+        self, text: str, allowed_special: Collection[str] = ()
+    ) -> list[str]:
+        """The text of each token on its own, as TransformerLens's method of this name
+        shows it.
+        """
         return [self.decode([i]) for i in self.encode(text, allowed_special)]
