@@ -2,12 +2,14 @@
 
 import json
 import re
+import sys
 import types
 
 import numpy as np
 import pytest
 import torch
 
+from utils import checks
 from utils.checks import engine, hints, progress
 from utils.checks.compare import difference
 from utils.checks.engine import Chapter
@@ -166,6 +168,34 @@ def test_hints_come_one_by_one(tmp_path, monkeypatch, capsys):
     for expected in ("text 1", "text 2", "from utils.sample import double"):
         chapter.hint("double")
         assert expected in capsys.readouterr().out
+
+
+def test_checks_of_a_second_module_are_read_when_asked_for(monkeypatch, tmp_path, capsys):
+    (tmp_path / "sample_more.py").write_text(
+        """
+        from utils.sample import chapter
+
+        def treble(x):
+            return 3 * x
+
+        treble.__module__ = "utils.sample_more"
+        chapter.exercise(treble)
+        """.replace("\n        ", "\n")
+    )
+    first, second = (types.SimpleNamespace(__name__=f"utils.{name}") for name in ("sample", "sample_more"))
+    first.chapter = chapter = Chapter(first, second)
+    chapter.exercise(double)
+    monkeypatch.setitem(sys.modules, "utils.sample", first)
+    monkeypatch.setattr(checks, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(progress, "WORK", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert list(chapter.exercises) == ["double", "treble"]
+    chapter.check(chapter.exercises["treble"].solution)
+    assert "0 of 2 in this chapter" in capsys.readouterr().out
+    assert progress.load(tmp_path) == {"sample": {"treble": "taken"}}
+    chapter.hint("treble")
+    assert "from utils.sample_more import treble" in capsys.readouterr().out
+    monkeypatch.delitem(sys.modules, "utils.checks.sample_more")
 
 
 # ---------------------------------------------------------------- progress

@@ -19,9 +19,13 @@ A chapter's checks module states its exercises like this:
 
     @merge_pair.right
     def _(symbols, pair): ...
+
+A chapter of two modules says `Chapter(saes, sae_causes)` in `utils.checks.saes`, from which its notebook imports
+`check`; the exercises of the second stand in `utils.checks.sae_causes`, which imports `chapter` from there.
 """
 
 import copy
+import importlib
 import linecache
 import time
 from collections.abc import Callable, Iterable
@@ -64,6 +68,7 @@ class Exercise:
 
     def __init__(self, solution: Callable, use=None, same=None, shared=None, rtol=1e-3, atol=1e-5):
         self.solution, self.name = solution, solution.__name__
+        self.target = f"{solution.__module__}.{self.name}"
         self.use = use or (lambda fn, *args: fn(*args))
         self.same = same or (lambda got, want, *args: difference(got, want, rtol, atol))
         self.shared = shared or (lambda: ())
@@ -204,19 +209,31 @@ class Exercise:
 
 
 class Chapter:
-    """All exercises of one chapter, and the two calls that its notebook makes: `check` and `hint`."""
+    """All exercises of one chapter, and the two calls that its notebook makes: `check` and `hint`.
 
-    def __init__(self, module: ModuleType):
-        self.module = module.__name__
-        self.name = module.__name__.rsplit(".", 1)[-1]
-        self.exercises: dict[str, Exercise] = {}
+    Args:
+        modules: of the solutions. The first gives the chapter's name, under which progress is recorded; the checks of
+            each further one are read from the module of its name in `utils.checks` when they are first asked for.
+    """
+
+    def __init__(self, *modules: ModuleType):
+        self.modules = [module.__name__ for module in modules]
+        self.name, *self._further = (name.rsplit(".", 1)[-1] for name in self.modules)
+        self._exercises: dict[str, Exercise] = {}
         self._states: dict[str, str] = {}
         self._hints_given: dict[str, int] = {}
 
     def exercise(self, solution: Callable, **options) -> Exercise:
         """Register an exercise; the options are those of `Exercise`."""
-        self.exercises[solution.__name__] = exercise = Exercise(solution, **options)
+        self._exercises[solution.__name__] = exercise = Exercise(solution, **options)
         return exercise
+
+    @property
+    def exercises(self) -> dict[str, Exercise]:
+        """By name, in the order of the modules."""
+        for name in self._further:
+            importlib.import_module(f"utils.checks.{name}")
+        return self._exercises
 
     def check(self, fn: Callable) -> Callable:
         """Print whether `fn` is right, and what is wrong with it otherwise; record the progress.
@@ -250,7 +267,7 @@ class Chapter:
         exercise = self._find(fn)
         if exercise is None:
             return
-        hints = read_hints(f"{self.module}.{exercise.name}")
+        hints = read_hints(exercise.target)
         given = self._hints_given.get(exercise.name, 0)
         self._hints_given[exercise.name] = given + 1
         if given < len(hints):
@@ -258,7 +275,7 @@ class Chapter:
             more = f"\n\n*{given + 1} of {len(hints)}; call it again for the next.*"
             _show_markdown(f"**{title}**\n\n{text}{more}")
         else:
-            take = f"from {self.module} import {exercise.name}"
+            take = f"from {exercise.solution.__module__} import {exercise.name}"
             _show_markdown(f"No more hints. To go on with the solution, run this in a cell:\n\n```python\n{take}\n```")
 
     def _find(self, fn) -> Exercise | None:
