@@ -17,7 +17,12 @@ from utils.workbook import ROOT, WorkbookError, chapter_names, learner
 from utils.workbook.build import build, build_chapter, drift, read_notebook, solution_code, stub_code
 from utils.workbook.learner import merge
 
-SOURCE = """# 01 · Sample
+SOURCE = """---
+modules: [runtime]
+needs: []
+---
+
+# 01 · Sample
 
 Some text.
 

@@ -1,6 +1,10 @@
 """The course machinery: build notebooks from their sources, record and compare outputs, serve a learner's copies."""
 
+import sys
 from pathlib import Path
+
+# nbformat's validator would compile a grammar of web addresses on import, for seconds; no notebook needs it.
+sys.modules.setdefault("rfc3987_syntax", None)
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

@@ -2,16 +2,16 @@
 
 import ast
 import hashlib
-import importlib
-import inspect
 import re
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
-import jupytext
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from utils.workbook import CHAPTERS, README, SOLUTIONS, SOURCE, WorkbookError, chapter_names
+from utils.workbook import CHAPTERS, README, ROOT, SOLUTIONS, SOURCE, WorkbookError, chapter_names
+from utils.workbook.chapters import exercise, read_chapter, source_cells, table
 
 KERNEL = {
     "kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"},
@@ -25,6 +25,18 @@ AFTER_HINTS = re.compile(r"(?<=</details>)\n+(?!\n|<details>)")
 # ---------------------------------------------------------------- code of an exercise
 
 
+@cache
+def _definitions(module: str) -> dict[str, str]:
+    """Source texts of the functions and classes of "utils.tokenization", read without importing it."""
+    text = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+    lines, found = text.splitlines(), {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            start = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            found[node.name] = "\n".join(lines[start - 1 : node.end_lineno]) + "\n"
+    return found
+
+
 def solution_code(target: str) -> str:
     """Source text of "utils.tokenization.count_pairs".
 
@@ -33,11 +45,9 @@ def solution_code(target: str) -> str:
     """
     module, _, name = target.rpartition(".")
     try:
-        return inspect.getsource(getattr(importlib.import_module(module), name)).rstrip() + "\n"
-    except (ImportError, AttributeError, ValueError) as error:
-        raise WorkbookError(
-            f"The exercise {target!r} is unknown ({error}): correct its name in the chapter's source."
-        ) from None
+        return _definitions(module)[name]
+    except (OSError, KeyError):
+        raise WorkbookError(f"The exercise {target!r} is unknown: correct its name in the chapter's source.") from None
 
 
 def stub_code(code: str, todo: list[str] | None = None, guide: bool = False) -> str:
@@ -86,10 +96,11 @@ def _about(cell) -> str:
             raise WorkbookError(f"The exercise {cell.metadata['exercise']!r} needs {key}= from 1 to 5 in its source.")
         return "●" * value + "○" * (5 - value)
 
-    minutes = cell.metadata.get("minutes")
-    if not isinstance(minutes, int):
-        raise WorkbookError(f"The exercise {cell.metadata['exercise']!r} needs minutes= in its source.")
-    return f"*Difficulty {dots('difficulty')} · importance {dots('importance')} · about {minutes} minutes*"
+    about = exercise(cell.metadata)
+    optional = "" if about.core else " · optional"
+    return (
+        f"*Difficulty {dots('difficulty')} · importance {dots('importance')} · about {about.minutes} minutes{optional}*"
+    )
 
 
 def _tolerance(cell) -> dict:
@@ -101,8 +112,9 @@ def _tolerance(cell) -> dict:
 
 def chapter_cells(path: Path, solved: bool) -> list:
     """The cells of one notebook: the text as written, each exercise as [about, code, check]."""
+    read_chapter(path)  # its beginning is of the right form, or this raises
     cells = []
-    for cell in jupytext.read(path, fmt="md").cells:
+    for cell in source_cells(path)[1:]:  # the first is the front matter
         target = cell.metadata.get("exercise")
         if cell.cell_type == "markdown":
             # In a cell of its own, what follows hints or an answer doesn't stick to their last line.
@@ -142,8 +154,8 @@ def build_chapter(path: Path, solved: bool) -> nbformat.NotebookNode:
             cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
         if not solved:
             cell.metadata["workbook"] = digest(cell.source)
-    if twice := {c.id for c in cells if sum(d.id == c.id for d in cells) > 1}:
-        raise WorkbookError(f"{path.name}: the exercise {sorted(twice)[0]!r} stands twice.")
+    if twice := [id for id, times in Counter(c.id for c in cells).items() if times > 1]:
+        raise WorkbookError(f"{path.name}: the exercise {twice[0]!r} stands twice.")
     notebook = new_notebook(cells=cells, metadata=nbformat.from_dict(KERNEL))
     nbformat.validate(notebook)
     return notebook
@@ -164,13 +176,12 @@ def with_outputs(new: nbformat.NotebookNode, old: nbformat.NotebookNode) -> nbfo
 
 def readme_with_table(readme: Path, source: Path) -> str:
     """The README with its table of chapters, between the two marker comments, made anew from the sources."""
-    rows = ["| chapter | exercises | minutes to write them | solved |", "| --- | --- | --- | --- |"]
-    for name in chapter_names(source=source):
-        cells = jupytext.read(source / f"{name}.md", fmt="md").cells
-        title = next((x[2:] for c in cells for x in c.source.splitlines() if x.startswith("# ")), name)
-        minutes = [c.metadata.get("minutes", 0) for c in cells if c.metadata.get("exercise")]
-        links = f"[{title}](chapters/{name}.ipynb)", f"[outputs](solutions/{name}.ipynb)"
-        rows.append(f"| {links[0]} | {len(minutes)} | {sum(minutes)} | {links[1]} |")
+    rows = ["| chapter | needs | exercises | hours: core, all | solved |", "| --- | --- | --- | --- | --- |"]
+    for c in table(source):
+        title = f"[{c.number} · {c.title}](chapters/{c.name}.ipynb)"
+        core = sum(e.core for e in c.exercises)
+        counts = f"{len(c.exercises)}, {core} core | {c.minutes(core=True) / 60:.1f}, {c.minutes() / 60:.1f}"
+        rows.append(f"| {title} | {' '.join(c.needs)} | {counts} | [outputs](solutions/{c.name}.ipynb) |")
     before, _, rest = readme.read_text(encoding="utf-8").partition("<!-- chapters -->")
     _, _, after = rest.partition("<!-- /chapters -->")
     return "\n".join([f"{before}<!-- chapters -->", *rows, f"<!-- /chapters -->{after}"])

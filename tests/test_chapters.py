@@ -1,0 +1,70 @@
+"""The table of chapters: read from the sources' first lines, true of the files, and clear about what is wrong."""
+
+import importlib
+
+import pytest
+
+from utils.workbook import SOURCE, WorkbookError
+from utils.workbook.build import build, drift, read_notebook
+from utils.workbook.chapters import exercise, read_chapter, table
+
+
+def test_rows_are_true_of_the_course():
+    rows = table()
+    assert [r.name for r in rows] == sorted(p.stem for p in SOURCE.glob("*.md"))
+    for row in rows:
+        assert {e.target.split(".")[1] for e in row.exercises} == set(row.modules)
+        for module in row.modules:
+            assert importlib.util.find_spec(f"utils.{module}") and importlib.util.find_spec(f"utils.checks.{module}")
+        assert 0 < row.minutes(core=True) <= row.minutes()
+
+
+def test_core_comes_from_importance_unless_the_marker_says_otherwise():
+    def core(**more):
+        return exercise({"exercise": "utils.a.b", "minutes": 5, **more}).core
+
+    assert core(importance=4) and not core(importance=3) and not core()
+    assert core(importance=1, core=True) and not core(importance=5, core=False)
+
+
+def written(folder, name, text):
+    (folder / f"{name}.md").write_text(text)
+    return folder / f"{name}.md"
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("# 01 · No front matter\n", "must begin with its front matter"),
+        ("---\nmodules: [a]\n---\n\n# 01 · No needs\n", "must begin with its front matter"),
+        ("---\nmodules: [a\nneeds: []\n---\n\n# 01 · Not YAML\n", "must begin with its front matter"),
+        ("---\n- a\n---\n\n# 01 · A list\n", "must begin with its front matter"),
+        ("---\nmodules: [a]\nneeds: []\n---\n\nNo heading\n", "must begin with its front matter"),
+        ("---\nmodules: [a]\nneeds: []\n---\n\n# 02 · Another number\n", "the same number"),
+    ],
+)
+def test_a_wrong_beginning_is_named(text, said, tmp_path):
+    with pytest.raises(WorkbookError, match=said):
+        read_chapter(written(tmp_path, "01_sample", text))
+
+
+def test_what_a_chapter_needs_comes_before_it(tmp_path):
+    written(tmp_path, "01_a", '---\nmodules: []\nneeds: ["02"]\n---\n\n# 01 · A\n')
+    written(tmp_path, "02_b", "---\nmodules: []\nneeds: []\n---\n\n# 02 · B\n")
+    with pytest.raises(WorkbookError, match="01_a.md needs '02'"):
+        table(tmp_path)
+
+
+def test_an_exercise_of_a_module_that_is_not_named(tmp_path):
+    marker = '```python exercise="utils.runtime.device" difficulty=1 importance=1 minutes=5\n```\n'
+    written(tmp_path, "01_a", f"---\nmodules: [other]\nneeds: []\n---\n\n# 01 · A\n\n{marker}")
+    with pytest.raises(WorkbookError, match="utils.runtime.device is not among"):
+        table(tmp_path)
+
+
+def test_an_empty_chapter_can_be_added(tmp_path):
+    folders = [tmp_path / n for n in ("source", "chapters", "solutions")]
+    folders[0].mkdir()
+    written(folders[0], "12_new", "---\nmodules: [new]\nneeds: []\n---\n\n# 12 · New\n\nNothing yet.\n")
+    assert len(build(*folders)) == 2 and drift(*folders) == []
+    assert [c.source for c in read_notebook(folders[1] / "12_new.ipynb").cells] == ["# 12 · New\n\nNothing yet."]

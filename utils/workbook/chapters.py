@@ -1,0 +1,119 @@
+"""The table of chapters: everything that lists chapters reads it here, and it reads the chapters' sources.
+
+A source begins with its front matter, then its heading; number and name come from the file's name:
+
+    ---
+    modules: [induction, composition]
+    needs: ["02", "04"]
+    ---
+
+    # 05 · The induction circuit
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import jupytext
+import yaml
+
+from utils.workbook import SOURCE, WorkbookError, chapter_names
+
+CORE_FROM = 4  # exercises of this importance and more are on the fast path, where the marker says nothing else
+FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n+# (\d\d) · ([^\n]+)\n", re.S)
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise marker: the function to write, its minutes, and whether it is on the fast path."""
+
+    target: str  # "utils.tokenization.count_pairs"
+    minutes: int
+    core: bool
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One row of the table; `needs` holds the numbers of the chapters that come before it."""
+
+    path: Path
+    number: str
+    title: str
+    modules: tuple[str, ...]
+    needs: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @cached_property
+    def exercises(self) -> tuple[Exercise, ...]:
+        """The exercises in their order.
+
+        Raises:
+            WorkbookError: a marker lacks its minutes.
+        """
+        return tuple(exercise(c.metadata) for c in source_cells(self.path) if c.metadata.get("exercise"))
+
+    def minutes(self, core: bool = False) -> int:
+        """Minutes to write all exercises, or those on the fast path only."""
+        return sum(e.minutes for e in self.exercises if e.core or not core)
+
+
+def source_cells(path: Path) -> list:
+    """The cells of a source as jupytext reads them, its front matter first."""
+    return _cells_of(path.read_text(encoding="utf-8"))
+
+
+@cache
+def _cells_of(text: str) -> list:
+    return jupytext.reads(text, fmt="md").cells
+
+
+def exercise(marker: dict) -> Exercise:
+    """The exercise that a cell's marker describes.
+
+    Raises:
+        WorkbookError: it lacks its minutes.
+    """
+    if not isinstance(marker.get("minutes"), int):
+        raise WorkbookError(f"The exercise {marker['exercise']!r} needs minutes= in its source.")
+    return Exercise(marker["exercise"], marker["minutes"], marker.get("core", marker.get("importance", 0) >= CORE_FROM))
+
+
+def read_chapter(path: Path) -> Chapter:
+    """The row of one source.
+
+    Raises:
+        WorkbookError: its beginning is not of the form above, or its heading has another number than its file.
+    """
+    found = FRONT_MATTER.match(path.read_text(encoding="utf-8"))
+    try:
+        about = yaml.safe_load(found[1])
+        modules, needs = (tuple(about[key]) for key in ("modules", "needs"))
+    except (TypeError, KeyError, yaml.YAMLError):
+        raise WorkbookError(
+            f"{path.name} must begin with its front matter (---, modules: […], needs: […], ---) and its heading "
+            f"`# {path.stem[:2]} · …`: see another chapter's first lines."
+        ) from None
+    if path.stem[:2] != found[2]:
+        raise WorkbookError(f"{path.name} has the heading {found[2]!r}: give file and heading the same number.")
+    return Chapter(path, found[2], found[3], modules, tuple(str(n) for n in needs))
+
+
+def table(source: Path | None = None) -> list[Chapter]:
+    """All chapters in their order.
+
+    Raises:
+        WorkbookError: a source's beginning is wrong, it needs a chapter that is not there or comes later, or an
+            exercise is of a module that the front matter does not name.
+    """
+    rows = [read_chapter((source or SOURCE) / f"{name}.md") for name in chapter_names(source=source)]
+    for i, row in enumerate(rows):
+        if unknown := set(row.needs) - {r.number for r in rows[:i]}:
+            raise WorkbookError(f"{row.path.name} needs {sorted(unknown)[0]!r}: no chapter before it has that number.")
+        for e in row.exercises:
+            if e.target.split(".")[-2] not in row.modules:
+                raise WorkbookError(f"{row.path.name}: the module of {e.target} is not among the `modules` it names.")
+    return rows
