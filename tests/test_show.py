@@ -1,6 +1,7 @@
 """The shared views: labels, escaping, claims, circuitsvis without a network."""
 
 import json
+import re
 import socket
 
 import circuitsvis as cv
@@ -49,14 +50,54 @@ def test_claim_prints_asserts_and_records(capsys, monkeypatch):
     shown = []
     monkeypatch.setattr(show, "display", shown.append)
     show.claim("loss, nats", 0.5, 0, 1, control="shuffled 3.1")
-    assert "loss, nats: 0.5   (control: shuffled 3.1)" in capsys.readouterr().out
+    assert "loss, nats: 0.5000   (control: shuffled 3.1)" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="outside 0 to 1"):
         show.claim("other", 2, 0, 1)
     with pytest.raises(AssertionError):
         show.claim("not a number", float("nan"), 0, 1)
     show.claim("loss, nats", 0.6, 0, 1)  # a cell run twice replaces its row
     show.findings()
-    assert "| loss, nats | 0.6 | 0 to 1 |" in shown[0].data and "0.5" not in shown[0].data
+    assert "| loss, nats | 0.6000 | 0 to 1 |" in shown[0].data and "0.5" not in shown[0].data
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (3, "3"),
+        (12_345, "12345"),
+        (np.int64(7), "7"),
+        (torch.tensor(8), "8"),
+        (torch.tensor([9]).sum(), "9"),
+        (1.0, "1.000"),
+        (0.99996, "1.000"),
+        (torch.tensor(2.0), "2.000"),
+        (np.float32(0), "0.000"),
+        (-144.0, "-144.0"),
+        (999.96, "1000.0"),
+        (1234.56, "1234.6"),
+        (12345.0, "1.234e+04"),
+        (3.5e-8, "3.500e-08"),
+    ],
+)
+def test_claim_prints_floats_as_floats_and_counts_as_counts(value, text, capsys, monkeypatch):
+    monkeypatch.setattr(show, "_claims", [])
+    show.claim("x", value, -1e9, 1e9)
+    assert capsys.readouterr().out == f"x: {text}\n"
+    shown = []
+    monkeypatch.setattr(show, "display", shown.append)
+    show.findings()
+    assert f"| x | {text} |" in shown[0].data
+
+
+def test_times_and_memory_are_shown_to_who_runs_the_cell_only(monkeypatch):
+    shown = []
+    monkeypatch.setattr(show, "display", lambda data, raw: shown.append(data))
+    with show.timed("one <step>"):
+        pass
+    show.measured("memory", "12 MB")
+    assert re.fullmatch(r"<div>one &lt;step&gt;: [\d.e-]+ ms</div>", shown[0]["text/html"])
+    assert shown[0]["text/plain"] == f"one <step>: {show.MEASURED}"
+    assert shown[1] == {"text/html": "<div>memory: 12 MB</div>", "text/plain": f"memory: {show.MEASURED}"}
 
 
 def test_circuitsvis_shows_without_a_network_and_loads_its_bundle_once(monkeypatch):

@@ -6,7 +6,9 @@ same figure reads well in JupyterLab's light and dark themes.
 
 import html
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -149,20 +151,29 @@ def claim(what: str, value: float, low: float, high: float, control: str = "") -
 
     Args:
         what: what was measured, with its unit.
-        value: the number.
+        value: the number; a whole one (an int, or a tensor or array of integers) is printed as a count, any other
+            as a float with four digits, so that 1.000 is told from 1.
         low, high: the interval that the chapter's text relies on.
         control: what the same measurement gives where the effect should be absent.
 
     Raises:
         AssertionError: the number lies outside; the chapter's text would be untrue.
     """
+    text = _measurement(value)
     value = float(value)
-    row = (what, f"{value:.4g}", f"{low:g} to {high:g}", control)
+    row = (what, text, f"{low:g} to {high:g}", control)
     if row not in _claims:
         _claims[:] = [c for c in _claims if c[0] != what]
         _claims.append(row)
-    print(f"{what}: {value:.4g}" + (f"   (control: {control})" if control else ""))
-    assert low <= value <= high, f"{what} is {value:.4g}, outside {low:g} to {high:g}: the text here would be untrue"
+    print(f"{what}: {text}" + (f"   (control: {control})" if control else ""))
+    assert low <= value <= high, f"{what} is {text}, outside {low:g} to {high:g}: the text here would be untrue"
+
+
+def _measurement(value) -> str:
+    if isinstance(value, int) or np.asarray(to_numpy(value)).dtype.kind in "iub":
+        return str(int(value))
+    value = float(value)
+    return f"{value:.1f}" if 999.95 <= abs(value) < 9999.5 else f"{value:#.4g}"
 
 
 def findings() -> None:
@@ -170,6 +181,33 @@ def findings() -> None:
     rows = ["| claim | measured | must lie in | control |", "| --- | --- | --- | --- |"]
     rows += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in _claims]
     display(Markdown("\n".join(rows)))
+
+
+# ---------------------------------------------------------------- times and memory
+
+MEASURED = "(measured: run this cell to see it)"
+
+
+def measured(label: str, value: str) -> None:
+    """Show "label: value" to whoever runs the cell, for what differs from machine to machine: a time, used memory.
+
+    A recorded notebook holds a placeholder in its place, and nothing is compared.
+
+    Args:
+        label: what was measured.
+        value: the result with its unit, for example "3.2 ms".
+    """
+    page = f"<div>{html.escape(label)}: {html.escape(value)}</div>"
+    display({"text/html": page, "text/plain": f"{label}: {MEASURED}"}, raw=True)
+
+
+@contextmanager
+def timed(label: str) -> Iterator[None]:
+    """Measure the wall time of a `with` block and show it as `measured` does; nothing where the block raises."""
+    began = time.perf_counter()
+    yield
+    seconds = time.perf_counter() - began
+    measured(label, f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms")
 
 
 # ---------------------------------------------------------------- circuitsvis

@@ -1,4 +1,4 @@
-"""The Makefile's commands: `python -m utils.workbook build|drift|execute|nbval|start|update|progress|lab`."""
+"""The Makefile's commands: `python -m utils.workbook build|drift|coarse|execute|nbval|start|update|progress|lab`."""
 
 import argparse
 import sys
@@ -12,6 +12,7 @@ def main() -> int:
     for name, text in {
         "build": "write chapters/ and solutions/ from the sources",
         "drift": "say where the notebooks differ from the sources",
+        "coarse": "list the cells that print too few digits of a measured number",
         "execute": "run solved notebooks and record their outputs",
         "nbval": "run solved notebooks and compare with the recorded outputs",
         "start": "copy the chapters into work/ where no copy stands",
@@ -20,7 +21,7 @@ def main() -> int:
         "lab": "open JupyterLab in work/",
     }.items():
         command = commands.add_parser(name, help=text)
-        if name in ("build", "execute", "nbval", "update"):
+        if name in ("build", "coarse", "execute", "nbval", "update"):
             command.add_argument("chapter", nargs="?", help="number or name; all without it")
         if name == "lab":
             command.add_argument("--port", type=int)
@@ -49,6 +50,13 @@ def run(args) -> int | None:
 
         said = drift()
         print("\n".join(said) or "All notebooks are as their sources say.")
+        return bool(said)
+    elif args.command == "coarse":
+        from utils.workbook.build import coarse
+
+        said = coarse(args.chapter)
+        advice = 'Print another digit, or state coarse="…" in the cell\'s fence: why few digits are enough.'
+        print("\n".join([*said, advice] if said else ["Every measured number is printed to within 2 %."]))
         return bool(said)
     elif args.command == "execute":
         from utils.workbook.execute import execute

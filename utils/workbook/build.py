@@ -12,13 +12,15 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from utils.workbook import CHAPTERS, README, ROOT, SOLUTIONS, SOURCE, WorkbookError, chapter_names
 from utils.workbook.chapters import exercise, read_chapter, source_cells, table
+from utils.workbook.compare import coarse_numbers
 
 KERNEL = {
     "kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"},
     "language_info": {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"},
 }
 LARGEST = 1_000_000  # bytes of a solved notebook: larger ones are slow to open and to review
-TOLERANCES = {"rtol", "atol"}
+TOLERANCES = {"rtol": (int, float), "atol": (int, float), "counts": (int,)}  # in a cell's fence, with a reason in `why`
+COARSE_NUMBERS_ARE_FAULTS = False  # for `drift`: True once every chapter prints enough digits or says why not
 AFTER_HINTS = re.compile(r"(?<=</details>)\n+(?!\n|<details>)")
 
 
@@ -105,9 +107,18 @@ def _about(cell) -> str:
 
 def _tolerance(cell) -> dict:
     own = {k: cell.metadata[k] for k in TOLERANCES if k in cell.metadata}
+    for name, value in own.items():
+        if type(value) not in TOLERANCES[name] or not value > 0:
+            kind = "a whole number" if TOLERANCES[name] == (int,) else "a number"
+            raise WorkbookError(f"A cell states {name}={value!r}: write {kind} above 0.")
     if own and not cell.metadata.get("why"):
         raise WorkbookError(f'A cell states {own} without a reason: add why="…" to its fence.')
-    return {"tolerance": {**own, "why": cell.metadata["why"]}} if own else {}
+    own |= {"why": cell.metadata["why"]} if own else {}
+    if "coarse" in cell.metadata:
+        if not isinstance(cell.metadata["coarse"], str) or not cell.metadata["coarse"].strip():
+            raise WorkbookError('A cell states coarse without a reason: write coarse="why few digits are enough".')
+        own["coarse"] = cell.metadata["coarse"]
+    return {"tolerance": own} if own else {}
 
 
 def chapter_cells(path: Path, solved: bool) -> list:
@@ -242,9 +253,17 @@ def drift(source=SOURCE, chapters=CHAPTERS, solutions=SOLUTIONS) -> list[str]:
             said.append(f"{file.parent.name}/{file.name} has no source chapters/source/{file.stem}.md.")
     for file in sorted(solutions.glob("*.ipynb")):
         said += [f"solutions/{file.name}: {s}" for s in recording_faults(read_notebook(file))]
+        if COARSE_NUMBERS_ARE_FAULTS:
+            said += [f"solutions/{file.name}: {s}" for s in coarse_numbers(read_notebook(file))]
         if file.stat().st_size > LARGEST:
             said.append(f"solutions/{file.name} has {file.stat().st_size:,} bytes; at most {LARGEST:,} are allowed.")
     return said
+
+
+def coarse(wanted: str | None = None, solutions=SOLUTIONS) -> list[str]:
+    """The cells of solved notebooks that print too few digits of a measured number, one sentence each."""
+    files = [solutions / f"{name}.ipynb" for name in chapter_names(wanted)]
+    return [f"{file.stem}: {s}" for file in files for s in coarse_numbers(read_notebook(file))]
 
 
 def recording_faults(notebook: nbformat.NotebookNode) -> list[str]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from utils.workbook import ROOT, SOLUTIONS, WorkbookError, chapter_names
 from utils.workbook.build import KERNEL, read_notebook
-from utils.workbook.compare import LIVE_VIEW, SKIPPED
+from utils.workbook.compare import SKIPPED, not_recorded
 
 CELL_SECONDS = 600
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -65,8 +65,8 @@ def _worth_keeping(output) -> bool:
     if output.output_type == "stream":
         return output.name == "stdout"
     data = output.get("data", {})
-    if data.get("text/plain") == LIVE_VIEW and "text/html" in data:
-        del data["text/html"]  # scripts run only where the notebook is trusted, and their bundle is large
+    if not_recorded(data) and "text/html" in data:
+        del data["text/html"]  # what was measured; or a script, which runs only where the notebook is trusted
     return not SKIPPED & set(data)
 
 
