@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformer_lens.utilities import get_act_name
 
 from utils import inspection as ins
@@ -35,14 +37,27 @@ def test_a_filter_keeps_exactly_what_it_names(model):
     assert list(cache.keys()) == [get_act_name(name, layer) for layer in (0, 3) for name in ("pattern", "resid_post")]
 
 
-def test_best_f1_is_the_best_over_all_thresholds():
-    labels, activations = noise(40, seed=1) > 0.8, noise(40, 6, seed=2)
+@settings(max_examples=200, deadline=None)
+@given(n=st.integers(1, 30), values=st.integers(1, 40), seed=st.integers(0, 10**6))
+def test_best_f1_is_the_best_over_all_thresholds(n, values, seed):
+    """Beside every threshold tried one by one, on activations of few values (nearly all equal) to many."""
+    draw = torch.Generator().manual_seed(seed)
+    activations = torch.randint(values, (n, 4), generator=draw) / 7
+    labels = torch.rand(n, generator=draw) < 0.3
+    labels[seed % n] = True
     f1, threshold = ins.best_f1(activations, labels)
-    for neuron in range(6):
+    for neuron in range(4):
         column = activations[:, neuron]
         tried = [ins.f1_score(column >= value, labels) for value in column]
         assert f1[neuron].item() == pytest.approx(max(tried))
         assert ins.f1_score(column >= threshold[neuron], labels) == pytest.approx(max(tried))
+
+
+def test_best_f1_gives_only_what_a_threshold_reaches():
+    f1, threshold = ins.best_f1(torch.tensor([[1.0], [1.0], [0.0], [0.0]]), torch.tensor([True, False, False, False]))
+    assert f1.item() == pytest.approx(2 / 3) and threshold.item() == 1
+    # On equal activations there is one threshold only: all tokens.
+    assert ins.best_f1(torch.zeros(4, 1), torch.tensor([True, False, False, False]))[0].item() == pytest.approx(0.4)
 
 
 def test_our_hooks_do_what_transformer_lens_does(model):

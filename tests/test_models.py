@@ -6,11 +6,15 @@ import socket
 import subprocess
 import sys
 import warnings
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from sae_lens import HookedSAETransformer
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sae_lens import ActivationsStore, HookedSAETransformer
 
 from utils import models, world
 from utils.models import files, loading
@@ -225,6 +229,130 @@ def test_the_corpus_is_a_data_set():
     rows = models.corpus(100, tokenized=True, context=64)
     assert {len(row) for row in rows["input_ids"]} == {64} and {row[0] for row in rows["input_ids"]} == {0}
     assert models.corpus(5)["text"] != models.corpus(5, seed=10_001)["text"]
+
+
+# ---- Text becomes the same ids, whatever was called before. ----
+TEXTS = ["The capital of France is", "", "Où est la clé? 12 + 30", " a<|endoftext|>b\n\n", "one two " * 300]
+DOCUMENTS = world.sample(12, 77)
+
+
+class Loaded:
+    """A model and a tokenizer in each of the forms that the chapters use."""
+
+    def __init__(self):
+        self.lm, self.attn = models.load("lm", cls=HookedSAETransformer), models.load("attn2l")
+        self.nnsight, self.tokenizer = models.load_nnsight(), models.load_tokenizer()
+
+    def __repr__(self):
+        return "the models"  # a failing example is shown with its arguments
+
+    def tokenizers(self):
+        return [self.lm.tokenizer, self.attn.tokenizer, self.nnsight.tokenizer, self.tokenizer]
+
+    def ids(self) -> dict[str, list]:
+        """What each way from text to ids makes of the same texts."""
+        return {
+            "encode": [[e.ids for e in world.encode(t, TEXTS)] for t in self.tokenizers()],
+            "token_labels": [[x.tolist() for x, _ in world.token_labels(DOCUMENTS, t)] for t in self.tokenizers()],
+            "without BOS": [
+                [x.tolist() for x, _ in world.token_labels(DOCUMENTS, t, [], bos=False)] for t in self.tokenizers()
+            ],
+            "rows": [world.rows(DOCUMENTS, t, 64).tolist() for t in self.tokenizers()],
+            "is_one_token": [world.tokens.is_one_token(" and", t) for t in self.tokenizers()],
+            "corpus": models.corpus(12, tokenized=True)["input_ids"][:],
+            "transformers": [t(TEXTS, add_special_tokens=False).input_ids for t in self.tokenizers()],
+            "transformer_lens": [m.to_tokens(text)[0].tolist() for m in (self.lm, self.attn) for text in TEXTS],
+            "as strings": [self.lm.to_str_tokens(text) for text in TEXTS],
+        }
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return Loaded()
+
+    def changed(self) -> list[str]:
+        """The ways that give other ids than on freshly loaded models, each asked for the first time."""
+        first, now = first_ids(), self.ids()
+        return [way for way in first if now[way] != first[way]]
+
+
+@cache
+def first_ids() -> dict[str, list]:
+    return Loaded().ids()
+
+
+def _store(loaded: Loaded) -> None:
+    texts = Dataset.from_dict({"text": [document.text for document in DOCUMENTS]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sae = models.load_sae("resid", models.sae_layers()[0])
+        store = ActivationsStore.from_sae(loaded.lm, sae, texts, streaming=False, store_batch_size_prompts=2)
+        store.get_batch_tokens()
+
+
+def _trace(loaded: Loaded) -> None:
+    with loaded.nnsight.trace(["The capital", "The capital of France"]):
+        loaded.nnsight.lm_head.output.save()
+
+
+def _load(loaded: Loaded) -> None:
+    loaded.lm = models.load("lm", cls=HookedSAETransformer)
+
+
+CALLS = {
+    "one text": lambda x: x.lm.to_tokens("The capital of"),
+    "many texts": lambda x: x.lm.to_tokens(["The", "The capital of France"]),
+    "many texts, padded left": lambda x: x.attn.to_tokens(["The", "The capital of France"], padding_side="left"),
+    "no BOS": lambda x: x.attn.to_tokens("The capital of", prepend_bos=False),
+    "strings": lambda x: x.lm.to_str_tokens("The capital of"),
+    "forward": lambda x: x.lm(["The", "The capital of France"]),
+    "generate": lambda x: x.lm.generate(["The", "The capital of"], max_new_tokens=2, verbose=False),
+    "tokenizer": lambda x: [t("The capital of") for t in x.tokenizers()],
+    "tokenizer, padded": lambda x: [t(["The", "The capital of"], padding=True) for t in x.tokenizers()],
+    "tokenizer, cut": lambda x: [t(TEXTS, truncation=True, max_length=5) for t in x.tokenizers()],
+    "tokenizer, special tokens as text": lambda x: [t(TEXTS, split_special_tokens=True) for t in x.tokenizers()],
+    "load_tokenizer": lambda x: models.load_tokenizer()(TEXTS, padding="max_length", max_length=9, truncation=True),
+    "load": _load,
+    "trace": _trace,
+    "store": _store,
+    "token_labels": lambda x: [world.token_labels(DOCUMENTS, t) for t in x.tokenizers()],
+    "corpus": lambda x: models.corpus(12, tokenized=True),
+}
+
+
+@settings(max_examples=12, deadline=None)
+@given(calls=st.lists(st.sampled_from(sorted(CALLS)), min_size=1, max_size=6))
+def test_any_order_of_calls_leaves_the_ids_as_they_are(loaded, calls):
+    for call in calls:
+        CALLS[call](loaded)
+    assert loaded.changed() == []
+
+
+def test_all_ways_from_text_to_ids_agree(loaded):
+    first = first_ids()
+    plain = [e.ids for e in world.encode(loaded.tokenizer, TEXTS)]
+    assert first["encode"] == first["transformers"] == [plain] * 4
+    n_ctx = [model.cfg.n_ctx for model in (loaded.lm, loaded.attn)]
+    assert first["transformer_lens"] == [[0, *ids][:n] for n in n_ctx for ids in plain]
+    without, labelled = first["without BOS"], first["token_labels"]
+    assert labelled == [[[0, *ids] for ids in without[0]]] * 4
+    assert without == [[e.ids for e in world.encode(loaded.tokenizer, [d.text for d in DOCUMENTS])]] * 4
+
+
+def test_encode_leaves_the_settings_of_a_tokenizer_as_they_were():
+    tokenizer = models.load_tokenizer().backend_tokenizer
+    tokenizer.enable_padding(length=9, pad_id=3, direction="left")
+    tokenizer.enable_truncation(7, stride=1, direction="left")
+    tokenizer.encode_special_tokens = True
+    before = tokenizer.to_str(), tokenizer.encode_special_tokens
+    assert [len(encoding.ids) for encoding in world.encode(tokenizer, ["", "one two " * 50])] == [0, 101]
+    assert (tokenizer.to_str(), tokenizer.encode_special_tokens) == before
+
+
+def test_each_model_has_a_tokenizer_of_its_own(loaded):
+    again = models.load("lm"), models.load_nnsight(), models.load_tokenizer()
+    backends = [t.backend_tokenizer for t in (*loaded.tokenizers(), again[0].tokenizer, again[1].tokenizer, again[2])]
+    assert len({id(backend) for backend in backends}) == len(backends)
 
 
 def test_importing_and_loading_opens_no_socket():

@@ -162,7 +162,8 @@ def best_f1(
 
     A token is predicted where the activation reaches the threshold. The thresholds to
     try are the activations themselves, all at once: sorted, the n-th highest one
-    predicts n tokens (no two activations being equal).
+    predicts n tokens. Of equal activations a threshold predicts all or none, so only
+    the last of them counts.
 
     Raises:
         ValueError: there is not one label for each token, or no label is true.
@@ -176,7 +177,9 @@ def best_f1(
     thresholds, order = activations.sort(dim=0, descending=True)
     hits = labels[order].cumsum(dim=0)
     predicted = torch.arange(1, len(labels) + 1, device=labels.device)[:, None]
-    f1, place = (2 * hits / (predicted + labels.sum())).max(dim=0)
+    reached = thresholds != thresholds.roll(-1, dims=0)
+    reached[-1] = True
+    f1, place = (2 * hits / (predicted + labels.sum()) * reached).max(dim=0)
     return f1, thresholds.gather(0, place[None])[0]
 
 

@@ -429,6 +429,8 @@ def _():
     labels = noise(23, seed=5) > 0.6
     yield noise(23, 4) + 1.5 * labels[:, None] * torch.tensor([0.0, 1.0, 2.0, -1.0], device=labels.device), labels
     yield noise(11, 3, seed=1), noise(11, seed=2) > 0
+    yield noise(29, 5, seed=8).round(), noise(29, seed=9) > 0.4  # many activations are equal
+    yield labels.new_tensor([[1.0], [1.0], [0.0], [0.0]], dtype=torch.float), labels.new_tensor([1, 0, 0, 0])
 
 
 def over_thresholds(activations, labels, score, thresholds=None):
@@ -458,6 +460,14 @@ def _(activations, labels):
     return f1, (order == threshold).float().argmax(0).float()
 
 
+@best_f1.mistake("where activations are equal no threshold stops between them: count only the last of a run")
+def _(activations, labels):
+    thresholds, order = activations.sort(dim=0, descending=True)
+    hits, n = labels[order].cumsum(0), torch.arange(1, len(labels) + 1, device=labels.device)[:, None]
+    f1, place = (2 * hits / (n + labels.sum())).max(dim=0)
+    return f1, thresholds.gather(0, place[None])[0]
+
+
 @best_f1.mistake("you sorted upwards: the n highest activations are the n first only in descending order")
 def _(activations, labels):
     thresholds, order = activations.sort(dim=0)
@@ -468,7 +478,7 @@ def _(activations, labels):
 
 @best_f1.law("at the threshold returned, f1_score must give the F1 returned")
 def _(best_f1):
-    labels, activations = noise(23, seed=5) > 0.6, noise(23, 4)
+    labels, activations = noise(23, seed=5) > 0.6, torch.cat([noise(23, 2), noise(23, 2, seed=1).round()], dim=1)
     f1, threshold = best_f1(activations, labels)
     got = [ins.f1_score(activations[:, i] >= threshold[i], labels) for i in range(4)]
     return difference(torch.tensor(got), f1) is None

@@ -27,6 +27,6 @@ def corpus(n: int = 2000, seed: int = CORPUS_SEED, tokenized: bool = False, cont
         raise ValueError("the small world's text fits the shipped models only: set WORKBOOK_MODELS=embedded")
     documents = sample(n, seed, kinds)
     if tokenized:
-        packed = rows(documents, load_tokenizer().backend_tokenizer, context)
+        packed = rows(documents, load_tokenizer(), context)
         return Dataset.from_dict({"input_ids": packed.long().tolist()})
     return Dataset.from_dict({"text": [d.text for d in documents], "kind": [d.kind for d in documents]})

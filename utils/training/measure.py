@@ -14,6 +14,7 @@ from utils.training.config import Config
 from utils.world import (
     HELD_OUT_WORDING,
     TASKS,
+    encode,
     fact_prompts,
     ioi_prompts,
     parse,
@@ -70,7 +71,7 @@ def answer_logits(predict: Predict, tokenizer, prompts: list[str], batch: int = 
 
     Prompts of a batch are padded at their ends: in a causal model nothing that follows changes what stands before.
     """
-    ids = [[0, *encoding.ids] for encoding in tokenizer.encode_batch(prompts)]
+    ids = [[0, *encoding.ids] for encoding in encode(tokenizer, prompts)]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     rows: list[Tensor] = [torch.empty(0)] * len(ids)
     for start in range(0, len(order), batch):
@@ -87,7 +88,7 @@ def accuracy(predict: Predict, tokenizer, prompts: list[tuple[str, str]]) -> flo
     """Share of prompts whose answer's first token is the likeliest next one. Nearly every answer is one token."""
     if not prompts:
         return float("nan")
-    answers = torch.tensor([tokenizer.encode(answer).ids[0] for _, answer in prompts])
+    answers = torch.tensor([encoding.ids[0] for encoding in encode(tokenizer, [answer for _, answer in prompts])])
     logits = answer_logits(predict, tokenizer, [prompt for prompt, _ in prompts])
     return (logits.argmax(-1) == answers).float().mean().item()
 
@@ -109,7 +110,10 @@ def ioi_figures(predict: Predict, tokenizer, n: int = 400) -> dict[str, float]:
     `abc_logit_diff` is the control: with a third name as subject, neither name is repeated and nothing prefers one.
     """
     prompts = ioi_prompts(n, seed=REPEAT_SEED, held_out=True)
-    io, s = (torch.tensor([tokenizer.encode(getattr(p, x)).ids[0] for p in prompts])[:, None] for x in ("io", "s"))
+    io, s = (
+        torch.tensor([encoding.ids[:1] for encoding in encode(tokenizer, [getattr(p, x) for p in prompts])])
+        for x in ("io", "s")
+    )
     first_named = torch.tensor([p.order == "ABBA" for p in prompts])
 
     def difference(texts: list[str]) -> Float[Tensor, " prompt"]:

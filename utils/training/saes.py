@@ -33,7 +33,7 @@ def activations(
     model: HookedTransformer, settings: SAERun, batch_rows: int = 64
 ) -> Iterator[Float[Tensor, "token d_in"]]:
     """The activations at the hook on fresh world text, without end, a few thousand tokens at a time."""
-    tokenizer = load_tokenizer().backend_tokenizer
+    tokenizer = load_tokenizer()
     layer = int(settings.hook_name.split(".")[1])
     shard = 0
     while True:

@@ -1,9 +1,10 @@
 """The small world: documents written from a seed, each with labels that say what its parts are.
 
 `sample(n, seed)` gives `Document(text, kind, spans)`; `token_labels(documents, tokenizer)` turns documents into tokens
-with one set of labels for each. `TASKS`, `COUNTRIES`, `NAMES` and the other tables hold the ground truth. What is
-held out from all training documents: the pairs of names in `HELD_OUT_NAME_PAIRS`, the pairs `TASKS[name].held_out`
-(never in a list of that task), the wordings `HELD_OUT_WORDING` of the facts, and every passage of `repeated_tokens`.
+with one set of labels for each, `encode(tokenizer, texts)` any other text. `TASKS`, `COUNTRIES`, `NAMES` and the other
+tables hold the ground truth. What is held out from all training documents: the pairs of names in
+`HELD_OUT_NAME_PAIRS`, the pairs `TASKS[name].held_out` (never in a list of that task), the wordings `HELD_OUT_WORDING`
+of the facts, and every passage of `repeated_tokens`.
 """
 
 from utils.world.document import Document, Span, Template
@@ -13,7 +14,7 @@ from utils.world.lexicon import ADJECTIVES, COUNTRIES, NAMES, NOUNS, VERBS
 from utils.world.prompts import FACTS, IOI_TEMPLATES, IOIPrompt, country, fact_prompts, ioi_prompts
 from utils.world.tasks import LAYOUTS, TASKS, Task, task_prompt, task_prompts
 from utils.world.templates import FORWARD, HELD_OUT_WORDING
-from utils.world.tokens import LABELS, repeated_tokens, rows, token_labels, train_tokenizer
+from utils.world.tokens import LABELS, encode, repeated_tokens, rows, token_labels, train_tokenizer
 
 __all__ = [
     "ADJECTIVES",
@@ -37,6 +38,7 @@ __all__ = [
     "Template",
     "VERBS",
     "country",
+    "encode",
     "fact_prompts",
     "held_out_names",
     "ioi_prompts",

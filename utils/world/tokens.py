@@ -1,12 +1,11 @@
 """From world text to tokens: the tokenizer's training, packed rows for training, one label set for each token."""
 
-import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -61,16 +60,40 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str, context: int) -> None:
     ).save_pretrained(folder)
 
 
+def encode(tokenizer, texts: Iterable[str]) -> list[Encoding]:
+    """Each text's tokens (`.ids`, `.offsets`): the same ones, whatever the tokenizer was used for before.
+
+    A fast tokenizer's backend keeps the settings of the last call: transformer_lens's `model.to_tokens` leaves padding
+    and cutting switched on, and a model's own tokenizer opens each text with `<|endoftext|>`. Nothing of that counts
+    here: no token in front, no padding, nothing cut off. The settings themselves are left as they were.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer` or a fast tokenizer of transformers.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    padding, truncation, plain = backend.padding, backend.truncation, backend.encode_special_tokens
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = False
+    try:
+        return backend.encode_batch(list(texts), add_special_tokens=False)
+    finally:
+        backend.encode_special_tokens = plain
+        if padding:
+            backend.enable_padding(**padding)
+        if truncation:
+            backend.enable_truncation(**truncation)
+
+
 def rows(
-    documents: Iterable[Document], tokenizer: Tokenizer, length: int, dtype: torch.dtype = torch.int16
+    documents: Iterable[Document], tokenizer, length: int, dtype: torch.dtype = torch.int16
 ) -> Int[Tensor, "rows length"]:
     """Pack documents into rows of `length` tokens. A row begins with `<|endoftext|>` and a fresh document.
 
     Documents in a row are parted by `<|endoftext|>`; the one that does not fit is cut at the row's end.
     """
-    encoded = tokenizer.encode_batch_fast([document.text for document in documents])
     packed, row = [], []
-    for encoding in encoded:
+    for encoding in encode(tokenizer, (document.text for document in documents)):
         row.append(0)
         row.extend(encoding.ids)
         if len(row) >= length:
@@ -105,10 +128,9 @@ def token_labels(
     unknown = [label for label in labels if label not in LABELS]
     if unknown:
         raise ValueError(f"no label {unknown[0]!r}: choose from utils.world.LABELS")
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     column = {label: i for i, label in enumerate(labels)}
     result = []
-    for document, encoding in zip(documents, backend.encode_batch([d.text for d in documents]), strict=True):
+    for document, encoding in zip(documents, encode(tokenizer, [d.text for d in documents]), strict=True):
         n = len(encoding.ids)
         # token_of[i]: the token that character i belongs to. A letter of two bytes may be split over two tokens: the
         # second one starts at the same character, so both ends are searched below.
@@ -141,5 +163,4 @@ def task_words() -> list[str]:
 
 def is_one_token(word: str, tokenizer) -> bool:
     """Whether the word with its leading space is one token."""
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    return len(backend.encode(" " + re.sub(r"^ ", "", word), add_special_tokens=False).ids) == 1
+    return len(encode(tokenizer, [" " + word.removeprefix(" ")])[0].ids) == 1
