@@ -6,6 +6,7 @@ The changes are drawn from the solved notebooks with a seed, so that they follow
 import base64
 import copy
 import itertools
+import math
 import random
 import re
 from collections import defaultdict
@@ -22,6 +23,7 @@ PLAIN = {"rtol": RTOL, "atol": ATOL, "counts": 0, "coarse": ""}
 EACH = 4  # changes of each kind
 FLOAT = re.compile(r"(?<![\w.,+−-])([-−]?)(\d+)\.(\d+)(?![\w.,%]| ?%)")
 COUNT = re.compile(r"(?<![\w.,:/+−-])\d+(?![\w.,:/%]| ?%)")
+LARGE = re.compile(r"(?<![\w.,:/+−-])(?:[1-9]\d{0,2}(?:,\d{3})+|[2-9]\d{3}|\d{5,})(?![\w.,:/%]| ?%)")
 WORD = re.compile(r"(?<![\w&;#\\<=\"-])[a-z]{4,}(?![\w=;:(\"-])")
 
 
@@ -144,16 +146,31 @@ def in_figure(change):
     return apply
 
 
+def in_traces(change):
+    """The same for a figure that has traces; some hold only shapes."""
+    return in_figure(lambda figure, draw: bool(figure["data"]) and change(figure, draw))
+
+
 # ---------------------------------------------------------------- what must be noticed
 
 
 def another_digit(match, tolerance):
-    """The first digit of the float that says more than the tolerance becomes another."""
-    unit = 10.0 ** -len(match[3])
-    value = float(match[0].replace("−", "-"))
-    far = 2 * span(value, tolerance, unit)
-    step = next((s for s in (unit, *(10.0**k for k in range(-len(match[3]), 9))) if s > far), None)
-    return write(match, value + step * (1 if value >= 0 else -1))
+    """The nearest number beyond the tolerance."""
+    value, unit = float(match[0].replace("−", "-")), 10.0 ** -len(match[3])
+    units = math.floor(span(value, tolerance, unit) / unit + 1e-3) + 1
+    return write(match, value + units * unit * (1 if value >= 0 else -1)) if value else None
+
+
+def unit_of_few_digits(match, tolerance):
+    """A label such as a head's 1.6, or a number with too few digits: one unit is another one."""
+    value, unit = float(match[0].replace("−", "-")), 10.0 ** -len(match[3])
+    known = tolerance["coarse"] or not 0.021 * abs(value) < unit or unit <= 2 * span(value, tolerance)
+    return None if known or not value else write(match, value + (unit if value > 0 else -unit))
+
+
+def last_digit_of_large_count(match, tolerance):
+    new = int(match[0].replace(",", "")) + 1 + tolerance["counts"]
+    return f"{new:,}" if "," in match[0] else str(new)
 
 
 def another_sign(match, tolerance):
@@ -329,10 +346,12 @@ def shorter(outputs, tolerance, draw):
 
 TAMPERED = {
     "a digit of a printed number": in_text(["print"], FLOAT, another_digit),
+    "a unit of a number of few digits": in_text(["print"], FLOAT, unit_of_few_digits),
     "a sign": in_text(["print"], FLOAT, another_sign),
     "a decimal point": in_text(["print"], FLOAT, point_moved),
     "nan for a number": in_text(["print"], FLOAT, lambda match, tolerance: "nan"),
     "a count": in_text(["print"], COUNT, another_count),
+    "the last digit of a large count": in_text(["print"], LARGE, last_digit_of_large_count),
     "a word": in_text(["print"], WORD, another_letter),
     "a missing line": on_lines(without_a_line),
     "a new line": on_lines(with_a_new_line),
@@ -353,12 +372,12 @@ TAMPERED = {
     "an axis' kind": in_figure(axis_type),
     "a tick's label": in_figure(tick_label),
     "an annotation": in_figure(annotation),
-    "a legend's name": in_figure(trace_name),
-    "an extra trace": in_figure(extra_trace),
-    "a missing trace": in_figure(missing_trace),
-    "two traces swapped": in_figure(traces_swapped),
-    "a trace's kind": in_figure(another_type),
-    "a colour": in_figure(another_colour),
+    "a legend's name": in_traces(trace_name),
+    "an extra trace": in_traces(extra_trace),
+    "a missing trace": in_traces(missing_trace),
+    "two traces swapped": in_traces(traces_swapped),
+    "a trace's kind": in_traces(another_type),
+    "a colour": in_traces(another_colour),
 }
 
 
