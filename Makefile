@@ -10,16 +10,20 @@ MODEL ?=
 # Inside our conda environment its Python is used as it is; everywhere else a .venv of our own.
 ifeq ($(CONDA_DEFAULT_ENV),$(ENVIRONMENT))
 PY := python
-STAMP :=
+STAMP := place
 else
 PY := .venv/bin/python
 STAMP := .venv/.installed
 endif
 
+# What a shell brings along for other Pythons stays outside.
+unexport PYTHONPATH PYTHONHOME
+export PYTHONNOUSERSITE := 1
+
 RUN := $(PY) -m utils.workbook
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: help setup lab start update progress test lint unit drift nbval notebooks execute bench report \
+.PHONY: help setup place FORCE lab start update progress test lint unit drift nbval notebooks execute bench report \
         models models-smoke models-report clean
 
 help:  ## list these commands
@@ -28,21 +32,23 @@ help:  ## list these commands
 # ---------------------------------------------------------------- set-up
 
 setup: $(STAMP)  ## make .venv and install everything (all other commands do it where needed)
+	@echo "Everything is installed."
 
-.venv/.installed: requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 14) and \
-	    "Python %d.%d does not fit: the workbook needs 3.11 to 3.13. Name one: make PYTHON=python3.12 ..." % v)'
-	@test -x .venv/bin/python || $(PYTHON) -m venv .venv || \
-	    { echo "Making .venv failed: is this folder writable, and Python's venv module installed?" >&2; exit 1; }
-	@echo "Installing into .venv; once, for some minutes."
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt || \
-	    { echo "Installing failed (the lines above say why). With a network, the same command goes on." >&2; exit 1; }
-	@touch $@
+# Asked at every command: nothing is to be done where folder and requirements are as they were, and Python runs.
+.venv/.installed: FORCE
+	@{ pwd -P; cat requirements.txt; } | cmp -s - $@ && $(PY) -c pass 2>/dev/null || \
+	    { command -v $(PYTHON) >/dev/null && $(PYTHON) utils/workbook/environment.py; } || \
+	    { command -v $(PYTHON) >/dev/null || echo "There is no $(PYTHON) here: install Python 3.11, 3.12 or 3.13." >&2; exit 1; }
+
+place: FORCE
+	@$(PY) utils/workbook/environment.py place
+
+FORCE:
 
 # ---------------------------------------------------------------- for learners
 
 lab: $(STAMP)  ## open JupyterLab on your copies in work/ (PORT=8888, BROWSER=no)
-	@$(RUN) lab $(if $(PORT),--port $(PORT)) $(if $(filter no,$(BROWSER)),--no-browser)
+	@$(RUN) lab $(if $(PORT),--port '$(PORT)') $(if $(filter no,$(BROWSER)),--no-browser)
 
 start: $(STAMP)  ## copy the chapters into work/ where no copy stands
 	@$(RUN) start

@@ -1,5 +1,6 @@
 """The shipped models: offline, whole or refused, fast to load, the same in every library, and at their bars."""
 
+import json
 import os
 import shutil
 import socket
@@ -154,6 +155,54 @@ def test_a_damaged_checkpoint_or_tokenizer_is_refused(copy_of_weights):
         models.load("attn2l")
 
 
+def test_a_missing_checkpoint_is_named_when_they_are_listed(copy_of_weights):
+    models.checkpoints("attn2l")[4].path.unlink()
+    with pytest.raises(
+        models.DamagedWeightsError, match=r"step_\d+.safetensors: the file is missing.*git checkout -- "
+    ):
+        models.checkpoints("attn2l")
+
+
+READERS = {
+    "pico-attn-2l/training.json": (lambda: models.checkpoints("attn2l"), lambda: models.training_curve("attn2l")),
+    "pico-gpt/measured.json": (lambda: models.measured("lm"),),
+    "pico-attn-2l/hooked_config.json": (lambda: models.load("attn2l"),),
+    "pico-gpt/generation_config.json": (lambda: models.load("lm"),),
+    "manifest.json": (lambda: models.load("attn2l"), lambda: models.checkpoints("attn2l"), models.load_tokenizer),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_file_that_is_read_is_verified_and_named_with_the_way_to_restore_it(copy_of_weights, name):
+    path = copy_of_weights / name
+    for damage in (None, path.read_bytes()[:40], b"[]", b"\xff"):
+        path.unlink()
+        for read in READERS[name] if damage is None else ():
+            check_that_it_is_named(read, name)
+        path.write_bytes(damage or b"")
+        for read in READERS[name]:
+            check_that_it_is_named(read, name)
+
+
+def check_that_it_is_named(read, name):
+    with pytest.raises(models.DamagedWeightsError) as problem:
+        read()
+    message = str(problem.value)
+    assert message.startswith(f"{name}: ") and "\n" not in message
+    assert message.endswith(f"git checkout -- utils/models/weights/{name}")
+
+
+def test_one_models_new_files_do_not_vouch_for_anothers(copy_of_weights):
+    for name in ("pico-gpt/measured.json", "pico-attn-1l/measured.json"):
+        (copy_of_weights / name).write_text("{}")
+    (copy_of_weights / "pico-gpt" / "._model.safetensors").write_bytes(b"left by another system")
+    before = json.loads((copy_of_weights / "manifest.json").read_text())
+    assert files.write_manifest(copy_of_weights, folder="pico-gpt").keys() == before.keys()
+    assert models.measured("lm") == {}
+    with pytest.raises(models.DamagedWeightsError, match="pico-attn-1l/measured.json: checksum differs"):
+        models.measured("attn1l")
+
+
 def test_unknown_names_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="lm, attn2l, attn1l"):
         models.load("gpt5")
@@ -192,9 +241,16 @@ def test_a_path_with_another_models_name_in_it_changes_nothing(copy_of_weights, 
 def test_every_shipped_file_is_in_the_manifest_and_all_are_small():
     everything = [p for p in models.WEIGHTS.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in everything) < 60e6
-    weights = [p for p in everything if p.suffix == ".safetensors"]
-    assert len(weights) >= 20
-    models.verified(*weights)
+    read = [p for p in everything if p.suffix in (".safetensors", ".json") and p.name != "manifest.json"]
+    assert len(read) >= 40
+    models.verified(*read)
+
+
+def test_every_card_states_its_licence():
+    folders = [p for p in models.WEIGHTS.iterdir() if p.is_dir()]
+    assert len(folders) >= 9 and (models.WEIGHTS.parents[2] / "LICENSE").read_text().startswith("MIT License")
+    for folder in folders:
+        assert "| licence | MIT" in (folder / "README.md").read_text(encoding="utf-8"), folder.name
 
 
 @pytest.mark.parametrize("folder", SHIPPED.values())
@@ -202,8 +258,6 @@ def test_every_model_has_a_card_made_from_its_measures(folder):
     from utils.training.report import card
 
     path = models.WEIGHTS / folder
-    import json
-
     measured, training = (json.loads((path / f"{x}.json").read_text()) for x in ("measured", "training"))
     config = CONFIGS[folder].__class__(**training["config"])
     assert (path / "README.md").read_text() == card(config, measured, training)

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# Another folder for the learner's copies, for example on a larger disk, is named by WORKBOOK_WORK.
-WORK = Path(os.environ.get("WORKBOOK_WORK") or ROOT / "work")
+# Another folder for the learner's copies, for example on a larger disk, is named by WORKBOOK_WORK; a relative one is
+# meant from the workbook's folder, wherever a kernel runs.
+WORK = ROOT / Path(os.environ.get("WORKBOOK_WORK") or "work").expanduser()
 
 
 def progress_file(folder: Path = WORK) -> Path:

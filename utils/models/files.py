@@ -19,13 +19,45 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_manifest(root: Path = WEIGHTS) -> dict[str, str]:
-    """Record the SHA-256 of every weight, configuration and tokenizer file below `root`, and return the table."""
-    kept = (".safetensors", ".json")
-    paths = sorted(p for p in root.rglob("*") if p.suffix in kept and p.name not in (MANIFEST, "measured.json"))
-    table = {path.relative_to(root).as_posix(): sha256(path) for path in paths}
-    (root / MANIFEST).write_text(json.dumps(table, indent=1) + "\n")
+def _manifest(root: Path) -> dict[str, str]:
+    """The SHA-256 of every shipped file, by its path below `root`."""
+    restore = f"Nothing was loaded. Restore it with: git checkout -- utils/models/weights/{MANIFEST}"
+    try:
+        table = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DamagedWeightsError(f"{MANIFEST}: the file is missing. {restore}") from None
+    except ValueError as problem:  # bad JSON or bad UTF-8
+        raise DamagedWeightsError(f"{MANIFEST}: the file is damaged ({problem}). {restore}") from None
+    if not isinstance(table, dict) or not table:
+        raise DamagedWeightsError(f"{MANIFEST}: the file is damaged (no table of files). {restore}")
     return table
+
+
+def write_manifest(root: Path = WEIGHTS, folder: str = "") -> dict[str, str]:
+    """Record the SHA-256 of every file below `root` that is loaded from, and return the table.
+
+    Args:
+        root: where the shipped folders are.
+        folder: only this model's files are recorded anew; all others keep the checksums that they have.
+    """
+    paths = [p for p in (root / folder).rglob("*") if p.suffix in (".safetensors", ".json") and p.name != MANIFEST]
+    kept = (
+        {name: digest for name, digest in _manifest(root).items() if not name.startswith(f"{folder}/")}
+        if folder
+        else {}
+    )
+    found = {p.relative_to(root).as_posix(): sha256(p) for p in paths if not p.name.startswith(".")}
+    table = dict(sorted((kept | found).items()))
+    half = root / f".{MANIFEST}.half"
+    half.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    os.replace(half, root / MANIFEST)
+    return table
+
+
+def shipped(folder: Path, root: Path = WEIGHTS) -> list[Path]:
+    """The files that belong in a folder according to the manifest, whether they are there or not."""
+    prefix = folder.relative_to(root).as_posix() + "/"
+    return [root / name for name in _manifest(root) if name.startswith(prefix)]
 
 
 # Files found whole, by path, size and time of change: each is read for its checksum once.
@@ -36,9 +68,9 @@ def verified(*paths: Path, root: Path = WEIGHTS) -> None:
     """Compare files with the manifest before anything is loaded from them.
 
     Raises:
-        DamagedWeightsError: a file is missing, unknown to the manifest, or its checksum differs.
+        DamagedWeightsError: a file or the manifest is missing, unknown to it, or its checksum differs.
     """
-    table = json.loads((root / MANIFEST).read_text())
+    table = _manifest(root)
     for path in paths:
         name = path.relative_to(root).as_posix()
         restore = f"Restore it with: git checkout -- utils/models/weights/{name}"
@@ -53,3 +85,9 @@ def verified(*paths: Path, root: Path = WEIGHTS) -> None:
         if sha256(path) != table[name]:
             raise DamagedWeightsError(f"{name}: checksum differs; nothing was loaded. {restore}")
         _whole.add(key)
+
+
+def read_json(path: Path, root: Path = WEIGHTS):
+    """What a shipped JSON file holds, after `verified`."""
+    verified(path, root=root)
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,5 @@
 """Load the workbook's models into transformer_lens, transformers and nnsight."""
 
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from utils.models.files import WEIGHTS, verified
+from utils.models.files import WEIGHTS, read_json, shipped, verified
 from utils.models.registry import entry, profile, sae_entry
 from utils.runtime import device
 
@@ -97,7 +96,8 @@ def load_hf(name: str = "lm") -> PreTrainedModel:
         with _hub(name):
             return AutoModelForCausalLM.from_pretrained("gpt2" if source == "gpt2-small" else source).eval()
     path = folder(name)
-    verified(path / "config.json", path / "model.safetensors", root=WEIGHTS.resolve())
+    names = ("config.json", "generation_config.json", "model.safetensors")
+    verified(*(path / each for each in names), root=WEIGHTS.resolve())
     with _quiet():
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval().to(device())
 
@@ -173,8 +173,8 @@ def _gpt2(name: str, processed: bool, cls: type[HookedTransformer]) -> HookedTra
 
 def _attention_only(name: str, weights: Path, cls: type[HookedTransformer]) -> HookedTransformer:
     path, root = folder(name), WEIGHTS.resolve()
-    verified(path / "hooked_config.json", weights, root=root)
-    kwargs = json.loads((path / "hooked_config.json").read_text())
+    verified(weights, root=root)
+    kwargs = read_json(path / "hooked_config.json", root)
     tokenizer = load_tokenizer(name)
     with _quiet():
         cfg = HookedTransformerConfig(
@@ -268,13 +268,16 @@ def checkpoints(name: str = "attn2l") -> list[Checkpoint]:
 
     Raises:
         ValueError: the model has none (its message lists those that have), or the profile is not `embedded`.
+        DamagedWeightsError: a checkpoint is missing or not whole.
     """
-    path = folder(name)
-    if not (path / "checkpoints").is_dir():
+    path, root = folder(name), WEIGHTS.resolve()
+    listed = shipped(path / "checkpoints", root)
+    if not listed:
         raise ValueError(f"{name!r} has no checkpoints: use attn2l or attn1l")
-    measured = json.loads((path / "training.json").read_text())
+    verified(*listed, root=root)
+    measured = read_json(path / "training.json", root)
     per_step = measured["config"]["batch_rows"] * measured["config"]["n_ctx"]
-    files = [(int(file.stem.split("_")[1]), file) for file in (path / "checkpoints").glob("step_*.safetensors")]
+    files = [(int(file.stem.split("_")[1]), file) for file in listed]
     files.append((measured["steps"], path / "model.safetensors"))
     return [Checkpoint(name, step, step * per_step, file) for step, file in sorted(files)]
 
@@ -285,11 +288,9 @@ def training_curve(name: str = "attn2l") -> list[dict]:
     Keys: `step`, `tokens`, `minutes`, `learning_rate`, `training_loss`, `validation_loss`, `repeat_first`,
     `repeat_second` (nats), and for attention-only models `previous` and `induction` (scores by layer and head).
     """
-    path = folder(name) / "training.json"
-    verified(path, root=WEIGHTS.resolve())
-    return json.loads(path.read_text())["metrics"]
+    return read_json(folder(name) / "training.json", WEIGHTS.resolve())["metrics"]
 
 
 def measured(name: str = "lm") -> dict:
     """The figures of the model card, as `python -m utils.training report` measured them."""
-    return json.loads((folder(name) / "measured.json").read_text())
+    return read_json(folder(name) / "measured.json", WEIGHTS.resolve())

@@ -86,7 +86,7 @@ def _export(configs: list[Config | SAERun], chosen: argparse.Namespace) -> int:
                 path.chmod(0o644)
         else:
             export(each, RUNS / each.name, WEIGHTS / each.name, TOKENIZER)
-        write_manifest()
+        write_manifest(folder=each.name)
         print(f"{each.name}: exported to {WEIGHTS / each.name}")
     return 0
 
@@ -98,10 +98,15 @@ def _smoke(configs: list[Config], chosen: argparse.Namespace) -> int:
 
 
 def _report(configs: list[Config | SAERun], chosen: argparse.Namespace) -> int:
+    from utils.models.files import write_manifest
     from utils.training.report import report
     from utils.training.sae_report import report as sae_report
 
-    return 0 if all([(sae_report if isinstance(each, SAERun) else report)(each) for each in configs]) else 1
+    reached = []
+    for each in configs:
+        reached.append((sae_report if isinstance(each, SAERun) else report)(each))
+        write_manifest(folder=each.name)
+    return 0 if all(reached) else 1
 
 
 if __name__ == "__main__":

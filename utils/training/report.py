@@ -12,6 +12,7 @@ from utils.training import measure
 from utils.training.config import CONFIGS, Config
 from utils.world import KINDS, TASKS
 
+LICENCE = "| licence | MIT, as the workbook: see LICENSE |"  # a row of every card
 HALF = 50  # length of the repeated passages that are measured
 
 
@@ -199,6 +200,7 @@ def card(config: Config, measured: dict, training: dict) -> str:
         f"rows, {'Muon and AdamW' if config.muon else 'AdamW'}, learning rate {_rates(config)} |",
         f"| hardware | {training['hardware']}: {training['minutes']:.0f} minutes |",
         "| weights | stored in 16 bits, computed in 32 |",
+        LICENCE,
         "",
         "Measured on held-out data: name pairs, task pairs, wordings and passages that training never saw.",
         "",

@@ -13,7 +13,7 @@ from utils.models import load, load_sae, load_tokenizer
 from utils.models.files import WEIGHTS
 from utils.saes import best_units, by_document, labelled_rows, precision_and_recall, probe_scores, sae_metrics
 from utils.training.config import SAERun
-from utils.training.report import figure, figure_rows, print_figures, rounded
+from utils.training.report import LICENCE, figure, figure_rows, print_figures, rounded
 from utils.world import LABELS, sample
 
 MEASURE_SEED = 40_000  # no training of a model or an autoencoder uses it
@@ -139,6 +139,7 @@ def card(settings: SAERun, measured: dict, training: dict) -> str:
         f"{settings.batch_tokens}, Adam, learning rate {settings.learning_rate:g}, falling over the last third |",
         f"| hardware | {training['hardware']}: {training['minutes']:.0f} minutes |",
         "| weights | stored in 16 bits, computed in 32 |",
+        LICENCE,
         "",
         "Measured on documents that neither the model nor the autoencoder has seen; `<|endoftext|>` is not counted.",
         "Latent and threshold for a label are chosen on one half of the tokens (or documents) and scored on the other.",

@@ -24,9 +24,11 @@ def main() -> int:
         if name in ("build", "coarse", "execute", "nbval", "update"):
             command.add_argument("chapter", nargs="?", help="number or name; all without it")
         if name == "lab":
-            command.add_argument("--port", type=int)
+            command.add_argument("--port")
             command.add_argument("--no-browser", action="store_true")
     args = parser.parse_args()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # where a terminal is not UTF-8, a bar of ? is better than a traceback
     try:
         return run(args) or 0
     except WorkbookError as error:

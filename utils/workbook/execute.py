@@ -13,6 +13,7 @@ from tqdm import tqdm
 from utils.workbook import ROOT, SOLUTIONS, WorkbookError, chapter_names
 from utils.workbook.build import KERNEL, read_notebook
 from utils.workbook.compare import SKIPPED, not_recorded
+from utils.workbook.lab import settle
 
 CELL_SECONDS = 600
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -26,7 +27,7 @@ def execute(wanted: str | None = None, solutions: Path = SOLUTIONS) -> list[str]
     """
     if os.environ.get("WORKBOOK_MODELS", "embedded") == "embedded":
         os.environ.update(OFFLINE)
-    said = []
+    said = settle()
     for name in chapter_names(wanted):
         path = solutions / f"{name}.ipynb"
         notebook = read_notebook(path)
@@ -77,6 +78,7 @@ def nbval(wanted: str | None = None, extra: list[str] = ()) -> int:
     files = [str(SOLUTIONS / f"{name}.ipynb") for name in chapter_names(wanted)]
     command = [sys.executable, "-m", "pytest", "-p", "utils.workbook.nbval_plugin", "--nbval", "--nbval-current-env"]
     command += [f"--nbval-cell-timeout={CELL_SECONDS}", "-p", "no:cacheprovider", *extra, *files]
+    settle()
     env = dict(os.environ)
     if env.get("WORKBOOK_MODELS", "embedded") == "embedded":
         env.update(OFFLINE)

@@ -1,44 +1,106 @@
-"""Open JupyterLab on the learner's copies."""
+"""Open JupyterLab on the learner's copies, and run kernels as the workbook needs them whatever is set around it."""
 
 import os
-import socket
 import sys
+import tempfile
 from pathlib import Path
+
+from tornado.netutil import bind_sockets
 
 from utils.checks.progress import WORK
 from utils.workbook import WorkbookError
 from utils.workbook.learner import start
 
 SETTINGS = Path(__file__).parent / "jupyter"  # switches off JupyterLab's question about news from the network
+FIRST_PORT = 8888
 
 
-def lab(port: int | None = None, browser: bool = True) -> None:
-    """Start the copies and replace this process by JupyterLab; its log prints the URL.
+def settle() -> list[str]:
+    """Keep other installations' kernels and settings out of every Jupyter started from here; returns sentences.
+
+    A `python3` kernel on JUPYTER_PATH, or of the user where JUPYTER_PREFER_ENV_PATH says so, would come before ours.
+    Where the home folder can't be written, one in `work/` stands for it: Jupyter keeps its run-time files there.
 
     Raises:
-        WorkbookError: `port` is taken, or `work/` can't be written.
+        WorkbookError: neither the home folder nor `work/` can be written.
     """
-    for line in start():
+    os.environ.pop("JUPYTER_PATH", None)
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    os.environ["WORKBOOK_WORK"] = str(WORK)  # kernels start in other folders
+    try:
+        with tempfile.TemporaryFile(dir=Path.home()):
+            return []
+    except (OSError, RuntimeError):
+        home = WORK / ".home"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkbookError(
+            f"Neither your home folder nor {WORK} can be written ({error}): name a folder that can, WORKBOOK_WORK=…"
+        ) from None
+    os.environ["HOME"] = str(home)
+    return [f"Your home folder can't be written: Jupyter's settings are kept in {home}."]
+
+
+def lab(port: str | None = None, browser: bool = True) -> None:
+    """Start the copies and replace this process by JupyterLab, which prints its URL when it is ready.
+
+    Raises:
+        WorkbookError: `port` is no port or is taken, or `work/` can't be written.
+    """
+    chosen = free_port(port)
+    for line in [*start(), *settle()]:
         print(line)
-    if port is not None and not _free(port):
-        raise WorkbookError(f"Port {port} is taken: choose another, for example `make lab PORT={port + 1}`.")
-    port = port or next(p for p in range(8888, 9888) if _free(p))
-    command = [sys.executable, "-m", "jupyter", "lab", f"--ServerApp.root_dir={WORK}", f"--port={port}"]
-    command += ["--ServerApp.port_retries=0", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    # Given here, these win over a user's Jupyter configuration; the log holds warnings and the URL only.
+    options = {
+        "ServerApp.root_dir": WORK,
+        "FileContentsManager.root_dir": WORK,
+        "FileContentsManager.preferred_dir": WORK,
+        "ServerApp.port": chosen,
+        # Without a port of the user's own, a start at the same moment may take this one: the next is as good.
+        "ServerApp.port_retries": 0 if port else 50,
+        "Application.log_level": "WARN",
+        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+    }
+    command = [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
     if not browser:
         command.append("--no-browser")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")  # as in a container
     paths = [str(SETTINGS), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
     os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(paths)
-    sys.stdout.flush()
+    if not port and chosen != FIRST_PORT:
+        print(f"Port {FIRST_PORT} is taken, by another JupyterLab perhaps: this one takes {chosen}.")
+    print(f"JupyterLab starts on port {chosen}. Ctrl-C in this window stops it.", flush=True)
     os.execv(sys.executable, command)
 
 
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
+def free_port(wanted: str | None) -> int:
+    """The port that is asked for, else the first free one from 8888 on.
+
+    Raises:
+        WorkbookError: it is no port, is taken, or may not be used.
+    """
+    if not wanted:
+        for port in range(FIRST_PORT, FIRST_PORT + 1000):
+            if not _refusal(port):
+                return port
+        raise WorkbookError("No port from 8888 to 9887 is free: name another, for example `make lab PORT=10000`.")
+    if not wanted.isdecimal() or not 0 < int(wanted) < 65536:
+        raise WorkbookError(f"{wanted!r} is no port: name one from 1024 to 65535, for example `make lab PORT=8888`.")
+    if refusal := _refusal(int(wanted)):
+        other = free_port(None)
+        if isinstance(refusal, PermissionError):
+            raise WorkbookError(f"Port {wanted} may not be used by you: try `make lab PORT={other}`.")
+        raise WorkbookError(f"Port {wanted} is taken: choose another, for example `make lab PORT={other}`.")
+    return int(wanted)
+
+
+def _refusal(port: int) -> OSError | None:
+    """Why the server could not listen there; asked as it asks itself, so that a port just left counts as free."""
+    try:
+        for socket in bind_sockets(port, "localhost"):
+            socket.close()
+    except OSError as error:
+        return error
+    return None

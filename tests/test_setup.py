@@ -1,0 +1,144 @@
+"""The set-up by `make`, without a network: moved, copied, broken off, made by other tools, hidden by other packages."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from utils.workbook import ROOT
+
+pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+
+# pip finds nothing anywhere but in the folders that a test names.
+OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull, "PIP_CONSTRAINT": ""}
+
+
+def make(course: Path, *words: str, **env: str) -> subprocess.CompletedProcess:
+    """`make` in that folder, as from a shell in which no environment is active."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("CONDA_DEFAULT_ENV", "VIRTUAL_ENV", "MAKEFLAGS")}
+    command = ["make", "--no-print-directory", f"PYTHON={sys.executable}", *words]
+    return subprocess.run(command, cwd=course, capture_output=True, text=True, env={**clean, **OFFLINE, **env})
+
+
+def python(course: Path, code: str, folder: str = ".", **env: str) -> str:
+    """What the Python in `.venv` prints, run in a folder of the course."""
+    command = [course / ".venv" / "bin" / "python", "-c", code]
+    done = subprocess.run(command, cwd=course / folder, capture_output=True, text=True, env={**os.environ, **env})
+    assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A course that requires no packages, set up."""
+    course = tmp_path_factory.mktemp("made") / "course"
+    (course / "utils" / "workbook").mkdir(parents=True)
+    for name in ("Makefile", "utils/__init__.py", "utils/workbook/__init__.py", "utils/workbook/environment.py"):
+        shutil.copy(ROOT / name, course / name)
+    (course / "requirements.txt").write_text("# nothing\n")
+    for folder in ("work", "solutions"):
+        (course / folder).mkdir()
+    done = make(course, "setup")
+    assert done.returncode == 0, done.stderr
+    return course
+
+
+@pytest.fixture
+def course(made, tmp_path):
+    """A copy of it elsewhere, as copying leaves it."""
+    copy = tmp_path / "a copy of the ъ course"
+    shutil.copytree(made, copy, symlinks=True)
+    return copy
+
+
+def in_kernel(course: Path, folder: str, **env: str) -> str:
+    """Where a kernel in that folder finds the package: started as JupyterLab starts one, with our `python3`."""
+    code = (
+        "import nbformat, nbclient\n"
+        "book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('import utils.workbook; utils.__file__')])\n"
+        "nbclient.NotebookClient(book, kernel_name='python3').execute()\n"
+        "print(eval(book.cells[0].outputs[0]['data']['text/plain']))"
+    )
+    # The packages of the Python that runs this test, behind those of the course's own.
+    (site,) = (course / ".venv" / "lib").glob("*/site-packages")
+    (site / "installed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python(course, code, folder, **env)
+
+
+def here(course: Path) -> str:
+    return str(course / "utils" / "__init__.py")
+
+
+def test_a_copied_folder_goes_on_and_a_renamed_one(course):
+    for folder in ("work", "solutions"):  # before any `make`
+        assert in_kernel(course, folder) == here(course)
+    for name in (course.name, "renamed"):
+        course = course.rename(course.with_name(name))
+        assert make(course, "setup").returncode == 0
+        said = subprocess.check_output([course / ".venv" / "bin" / "pip", "--version"], text=True)
+        assert str(course) in said
+        code = ". .venv/bin/activate; python -c 'import utils; print(utils.__file__)'"
+        assert subprocess.check_output(["sh", "-c", code], cwd=course, text=True).strip() == here(course)
+    stamp = (course / ".venv" / ".installed").stat().st_mtime_ns
+    os.utime(course / "requirements.txt")
+    done = make(course, "setup")
+    assert done.stdout.strip() == "Everything is installed." and not done.stderr
+    assert (course / ".venv" / ".installed").stat().st_mtime_ns == stamp
+
+
+def test_another_package_of_that_name_hides_nothing(course, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for folder in (other, course / "work"):
+        (folder / "utils.py").write_text("raise SystemExit('another utils')\n")
+    assert in_kernel(course, "work", PYTHONPATH=str(other)) == here(course)
+    assert python(course, "import utils; print(utils.__file__)", "work", PYTHONPATH=str(other)) == here(course)
+
+
+def broken_off(venv: Path) -> None:
+    """As when `python -m venv` is interrupted, or as made by `uv venv`: no pip."""
+    for found in venv.glob("lib/*/site-packages/pip*"):
+        shutil.rmtree(found)
+    for found in venv.glob("bin/pip*"):
+        found.unlink()
+    (venv / ".installed").unlink()
+
+
+def half_a_pip(venv: Path) -> None:
+    (found,) = venv.glob("lib/*/site-packages/pip")
+    shutil.rmtree(found / "_internal")
+
+
+def without_packages(venv: Path) -> None:
+    shutil.rmtree(venv / "lib")
+
+
+def another_python(venv: Path) -> None:
+    """As made by a Python that does not fit, or copied from another machine."""
+    (venv / "bin" / "python").unlink()
+    (venv / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    (venv / "bin" / "python").chmod(0o755)
+
+
+def python_gone(venv: Path) -> None:
+    for link in venv.glob("bin/python*"):
+        link.unlink()
+        link.symlink_to("/nowhere/python3")
+
+
+def empty(venv: Path) -> None:
+    shutil.rmtree(venv)
+    venv.mkdir()
+
+
+@pytest.mark.parametrize("damage", [broken_off, half_a_pip, without_packages, another_python, python_gone, empty])
+def test_a_venv_that_is_not_whole_is_mended(course, damage):
+    damage(course / ".venv")
+    (course / "requirements.txt").write_text("# nothing, said differently\n")
+    done = make(course, "setup")
+    assert done.returncode == 0, done.stderr
+    assert python(course, "import pip, utils; print(utils.__file__)", "work") == here(course)
