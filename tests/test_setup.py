@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,49 @@ def test_a_venv_that_is_not_whole_is_mended(course, damage):
     done = make(course, "setup")
     assert done.returncode == 0, done.stderr
     assert python(course, "import pip, utils; print(utils.__file__)", "work") == here(course)
+
+
+def test_a_python_that_does_not_fit_and_none_at_all(made, tmp_path):
+    shutil.copytree(made, tmp_path / "course", ignore=shutil.ignore_patterns(".venv"))
+    old = tmp_path / "old_python"
+    fake = "import runpy, sys; sys.version_info = (3, 10); runpy.run_path(sys.argv[1], run_name='__main__')"
+    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{fake}" "$@"\n')
+    old.chmod(0o755)
+    done = make(tmp_path / "course", "setup", f"PYTHON={old}")
+    assert done.returncode and "Python 3.10 does not fit: the workbook needs 3.11 to 3.13. Name one" in done.stderr
+    done = make(tmp_path / "course", "setup", "PYTHON=no_such_python")
+    assert done.returncode and "There is no no_such_python here: install Python 3.11, 3.12 or 3.13" in done.stderr
+    assert not (tmp_path / "course" / ".venv").exists()
+
+
+def wheel(folder: Path) -> None:
+    """A package of one module, as a registry holds it."""
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "sample_package-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("sample_package.py", "answer = 42\n")
+        info = "sample_package-1.0.dist-info"
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: sample-package\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", f"sample_package.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+
+
+def test_an_installation_that_was_broken_off_goes_on(course, tmp_path):
+    wheel(tmp_path / "wheels")
+    (course / "requirements.txt").write_text("sample-package==1.0\n")
+    done = make(course, "setup")
+    assert done.returncode and "Installing failed" in done.stderr and "With a network" in done.stderr
+    found = {"PIP_FIND_LINKS": str(tmp_path / "wheels")}
+    assert make(course, "setup", **found).returncode == 0
+    (site,) = (course / ".venv" / "lib").glob("*/site-packages")
+    for lost in ("sample_package.py", "sample_package-1.0.dist-info/RECORD"):
+        (site / lost).unlink()
+        (course / ".venv" / ".installed").unlink()  # as when pip is interrupted
+        assert make(course, "setup", **found).returncode == 0
+        assert python(course, "import sample_package; print(sample_package.answer)") == "42"
+        assert (site / lost).exists()
+
+
+def test_environment_states_nothing_twice():
+    assert "-r requirements.txt" in (ROOT / "environment.yml").read_text()
+    pins = [x for x in (ROOT / "requirements.txt").read_text().splitlines() if x and not x.startswith("#")]
+    assert pins and all("==" in pin for pin in pins)

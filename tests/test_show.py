@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from utils import show
+from utils.show import causes
 
 
 def test_template_suits_light_and_dark():
@@ -113,3 +114,57 @@ def test_circuitsvis_shows_without_a_network_and_loads_its_bundle_once(monkeypat
         show.live(cv.attention.attention_heads(tokens=["a", "b", "c"], attention=pattern))
     assert len(pages) == 3 and len(pages[0]) > 1_000_000
     assert all("unpkg" not in page and len(page) < 10_000 for page in pages[1:])
+
+
+def test_a_live_view_escapes_what_a_token_holds(monkeypatch):
+    pages = []
+    monkeypatch.setattr(show, "_display_live", pages.append)
+    tokens = ["</script><img src=x onerror=alert(1)>", "<!--<script>", "a\u2028"]
+    show.live(cv.tokens.colored_tokens(tokens=tokens, values=[0.0, 1.0, 2.0]))
+    page = pages[-1]
+    script = page[page.index(">", page.index("<script")) + 1 : page.index("</script>")]
+    assert page.count("</script") == 1 and "<" not in script and "<img" not in page
+    props, _ = json.JSONDecoder().raw_decode(script, script.index('{"tokens"'))
+    assert props["tokens"] == tokens
+    assert "const { render, ColoredTokens } = window.CircuitsVis;" in script
+
+
+@pytest.mark.parametrize(
+    "token, shown",
+    [
+        ("\r\n", "␍↵"),
+        ("\0", "␀"),
+        ("\x7f", "␡"),
+        ("a\u200bb", "a⟨U+200B⟩b"),
+        ("\u200f", "⟨U+200F⟩"),
+        ("\u202eabc", "⟨U+202E⟩abc"),
+        ("\xa0", "⟨U+00A0⟩"),
+        ("\xad", "⟨U+00AD⟩"),
+        ("\u0301", "◌\u0301"),
+        ("e\u0301", "e\u0301"),
+        ("\ufe0f", "⟨U+FE0F⟩"),
+        ("  a b ", "··a b·"),
+        ("שלום", "שלום"),
+    ],
+)
+def test_a_token_without_a_picture_is_shown(token, shown):
+    assert show.visible(token) == shown
+
+
+def test_tokens_from_right_to_left_stay_in_order_and_in_boxes_of_their_own():
+    page = show.token_strip(["a", "שלום", "1", "مرحبا"], [1, 2, 3, 4]).data
+    boxes = page.split("<span ")[1:]
+    assert [("unicode-bidi: isolate" in box) for box in boxes] == [False, True, False, True]
+
+
+def test_labels_hold_no_markup_for_plotly():
+    tokens = ["<b>", "</B>", "<br>", "<|endoftext|>", "a<b", "&lt;", "R&D;", "R&D", "<a href='x'>"]
+    figure = show.heatmap(np.eye(9), x=tokens, y=tokens)
+    said = ("&lt;b>", "&lt;/B>", "&lt;br>", "<|endoftext|>", "a&lt;b", "&amp;lt;", "R&amp;D;", "R&D", "&lt;a href='x'>")
+    assert figure.layout.xaxis.ticktext == figure.layout.yaxis.ticktext == said
+
+
+def test_bars_of_equal_names_stand_side_by_side():
+    figure = causes.bars({"a": [1.0, 2.0, 3.0], "b": [4.0, 5.0, 6.0]}, ["x", "y", "x"], "t", "", "")
+    assert list(figure.data[0].x) == [0, 1, 2] and figure.layout.xaxis.ticktext == ("x", "y", "x")
+    assert list(causes.bars({"a": [1.0, 2.0]}, ["x", "y"], "t", "", "").data[0].x) == ["x", "y"]

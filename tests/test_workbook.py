@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -315,42 +313,9 @@ def test_unknown_chapter_and_command():
     assert run(sys.executable, "-m", "utils.workbook", "dance").returncode == 2
 
 
-def test_port_taken():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-        code = f"from utils.workbook import lab; lab.start = lambda: []; lab.lab({port}, browser=False)"
-        done = run(sys.executable, "-c", code)
-        assert done.returncode == 1 and f"Port {port} is taken" in done.stderr
-
-
-@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
-def test_set_up_with_an_unfit_python_and_without_a_network(tmp_path):
-    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path)
-    old = tmp_path / "old_python"
-    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, 10); $(echo "$2")"\n')
-    old.chmod(0o755)
-    env = {**os.environ, "CONDA_DEFAULT_ENV": ""}
-    make = ["make", "-C", str(tmp_path), "setup"]
-    done = subprocess.run([*make, f"PYTHON={old}"], capture_output=True, text=True, env=env)
-    assert done.returncode and "Python 3.10 does not fit: the workbook needs 3.11 to 3.13" in done.stderr
-    assert not (tmp_path / ".venv").exists()
-    closed = {**env, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
-    done = subprocess.run([*make, f"PYTHON={sys.executable}"], capture_output=True, text=True, env=closed)
-    assert done.returncode and "Installing failed" in done.stderr
-    assert not (tmp_path / ".venv" / ".installed").exists()
-
-
 def test_read_notebook_of_nothing(tmp_path):
     with pytest.raises(WorkbookError, match="is not there"):
         read_notebook(tmp_path / "none.ipynb")
-
-
-def test_environment_states_nothing_twice():
-    assert "-r requirements.txt" in (ROOT / "environment.yml").read_text()
-    pins = [x for x in (ROOT / "requirements.txt").read_text().splitlines() if x and not x.startswith(("#", "-"))]
-    assert pins and all("==" in pin for pin in pins)
 
 
 def test_learner_notebooks_carry_no_outputs():

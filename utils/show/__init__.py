@@ -7,6 +7,7 @@ same figure reads well in JupyterLab's light and dark themes.
 import html
 import re
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -93,9 +94,9 @@ def heatmap(
     figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False)
     figure.update_xaxes(showgrid=False, zeroline=False)
     if x is not None:
-        figure.update_xaxes(tickvals=list(range(len(x))), ticktext=[visible(t) for t in x])
+        figure.update_xaxes(tickvals=list(range(len(x))), ticktext=[label(t) for t in x])
     if y is not None:
-        figure.update_yaxes(tickvals=list(range(len(y))), ticktext=[visible(t) for t in y])
+        figure.update_yaxes(tickvals=list(range(len(y))), ticktext=[label(t) for t in y])
     return figure
 
 
@@ -103,9 +104,38 @@ def heatmap(
 
 
 def visible(token: str) -> str:
-    """A token as a reader can see it: spaces at its ends as ·, line ends as ↵, tabs as ⇥."""
+    """A token as a reader can see it: spaces at its ends as ·, line ends as ↵, tabs as ⇥.
+
+    Other characters without a picture of their own are shown too: control characters by Unicode's pictures for them
+    (␍ for a carriage return, ␀ for NUL), those of no width and unusual spaces by their number (⟨U+200B⟩), and a mark
+    that stands on the letter before it, where there is none, on a dotted circle.
+    """
     dotted = re.sub(r"^ +| +$", lambda spaces: "·" * len(spaces[0]), str(token))
-    return dotted.replace("\n", "↵").replace("\t", "⇥")
+    shown = "".join(map(_picture, dotted))
+    if not shown or not unicodedata.category(shown[0]).startswith("M"):
+        return shown
+    is_selector = "VARIATION SELECTOR" in unicodedata.name(shown[0], "")  # stands on nothing and has no picture
+    return f"⟨U+{ord(shown[0]):04X}⟩{shown[1:]}" if is_selector else f"◌{shown}"
+
+
+def _picture(character: str) -> str:
+    code, category = ord(character), unicodedata.category(character)
+    if character in "\n\t":
+        return "↵" if character == "\n" else "⇥"
+    if code < 32 or code == 127:
+        return chr(0x2400 + code) if code < 32 else "␡"
+    if category in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") or (category == "Zs" and character != " "):
+        return f"⟨U+{code:04X}⟩"
+    return character
+
+
+# What Plotly takes for markup in a label: its few tags, and entities.
+_MARKUP = re.compile(r"<(?=/?(?:br|sup|sub|s|u|b|i|a|span|em|strong)\b)|&(?=#?\w+;)", re.IGNORECASE)
+
+
+def label(token: str) -> str:
+    """A token as a label in a Plotly figure: `visible`, with nothing in it that Plotly would take for markup."""
+    return _MARKUP.sub(lambda found: html.escape(found[0]), visible(token))
 
 
 def token_strip(tokens: Sequence[str], values=None, title: str = "", limit: float | None = None) -> HTML:
@@ -136,7 +166,10 @@ def token_strip(tokens: Sequence[str], values=None, title: str = "", limit: floa
             strength = min(1.0, abs(values[i]) / largest) if values[i] == values[i] else 0.0
             colour, tip = (f"rgba({rgb}, {0.75 * strength:.2f})", f"token {i}: {values[i]:.3g}")
         text = html.escape(visible(token)) or "∅"
-        boxes.append(f'<span title="{tip}" style="background-color: {colour}; padding: 2px 3px">{text}</span>')
+        style = f"background-color: {colour}; padding: 2px 3px"
+        if any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for character in text):
+            style += "; unicode-bidi: isolate"  # letters from right to left: the box keeps its place among the others
+        boxes.append(f'<span title="{tip}" style="{style}">{text}</span>')
     head = f"<div><strong>{html.escape(title)}</strong></div>" if title else ""
     return HTML(f'{head}<div style="font-family: monospace; line-height: 1.9">{"".join(boxes)}</div>')
 
@@ -231,10 +264,14 @@ def live(view) -> None:
         view: what a circuitsvis function returns, for example `circuitsvis.attention.attention_heads(...)`.
     """
     _load_circuitsvis()
-    wait = "while (!window.CircuitsVis) await new Promise(r => setTimeout(r, 100)); const \\1 = window.CircuitsVis;"
-    page, found = re.subn(r'import (\{.*?\}) from "https://unpkg\.com/[^"]+";', wait, view.cdn_src)
-    if not found:
+    wait = "while (!window.CircuitsVis) await new Promise(r => setTimeout(r, 100));"
+    form = r"(?s)(.*?<script[^>]*>)(.*?)import (\{.*?\}) from \"https://unpkg\.com/[^\"]+\";(.*)(</script>.*)"
+    if not (parts := re.fullmatch(form, view.cdn_src)):
         raise ValueError("this circuitsvis view is not of the known form: its pinned version has changed")
+    opening, before, names, props, closing = parts.groups()
+    # A token may hold what ends a script: in JavaScript's strings the six characters \u003c are a "<".
+    props = props.replace("<", r"\u003c")
+    page = f"{opening}{before}{wait} const {names} = window.CircuitsVis;{props}{closing}"
     _display_live(page)
 
 

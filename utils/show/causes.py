@@ -8,10 +8,17 @@ import utils.show as show
 
 
 def bars(series: dict[str, Sequence[float]], names: Sequence[str], title: str, xaxis: str, yaxis: str) -> go.Figure:
-    """Groups of bars side by side: one group for each name, one bar in it for each series."""
+    """Groups of bars side by side: one group for each name, one bar in it for each series. Names may repeat."""
     figure = go.Figure()
+    repeated = len(set(names)) < len(names)  # Plotly draws bars of one name over each other
     for label, values in series.items():
-        figure.add_bar(name=label, x=list(names), y=show.to_numpy(values).round(4))
+        figure.add_bar(
+            name=label,
+            x=list(range(len(names)) if repeated else names),
+            y=show.to_numpy(values).round(4),
+        )
+    if repeated:
+        figure.update_xaxes(tickvals=list(range(len(names))), ticktext=list(names))
     figure.update_layout(title=title, xaxis_title=xaxis, yaxis_title=yaxis, barmode="group")
     return figure
 

@@ -92,28 +92,45 @@ def mend_scripts():
             os.replace(str(half), str(script))
 
 
+FINDER = """# Written by make: the workbook's package `utils` comes before any other of that name.
+import os
+import sys
+from importlib.machinery import PathFinder
+
+FOLDER = os.path.normpath(os.path.join(sys.prefix, {root}))
+
+
+class Workbook:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return PathFinder.find_spec(name, [FOLDER]) if name == "utils" else None
+
+
+sys.meta_path.insert(0, Workbook)
+"""
+
+
 def place():
     """Let the Python that runs this find the package, from every folder and before any other `utils`.
 
-    A line in `workbook.pth` imports it whenever that Python starts, so that no `utils.py` in a learner's folder, on
-    PYTHONPATH or in another package hides it; a second one names the folder for editors. The path is relative for
-    `.venv`, which may be moved together with the folder.
+    `workbook.pth` is read whenever that Python starts. Its first line puts a finder before all others, so that no
+    `utils.py` in a learner's folder, on PYTHONPATH or in another package hides ours; its second names the folder for
+    editors. The paths are relative for `.venv`, which may be moved together with the folder.
     """
     packages = Path(sysconfig.get_path("purelib"))
     inside = ROOT in Path(sys.prefix).parents
     root = os.path.relpath(str(ROOT), sys.prefix) if inside else str(ROOT)
     path = os.path.relpath(str(ROOT), str(packages)) if inside else str(ROOT)
-    lines = (
-        f"import os, sys; root = os.path.normpath(os.path.join(sys.prefix, {ascii(root)})); "
-        "os.path.isdir(os.path.join(root, 'utils', 'workbook')) and "
-        f"(sys.path.insert(0, root), __import__('utils'), sys.path.remove(root))\n{path}\n"
-    )
-    file = packages / "workbook.pth"
-    try:
-        if not file.exists() or file.read_text(encoding="utf-8") != lines:
-            file.write_text(lines, encoding="utf-8")
-    except OSError as error:
-        print(f"{file} can't be written ({error}): notebooks may not find the package `utils`.", file=sys.stderr)
+    for name, text in (
+        ("_workbook_finder.py", FINDER.format(root=ascii(root))),
+        ("workbook.pth", f"import _workbook_finder\n{path}\n"),
+    ):
+        file = packages / name
+        try:
+            if not file.exists() or file.read_text(encoding="utf-8") != text:
+                file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            print(f"{file} can't be written ({error}): notebooks may not find the package `utils`.", file=sys.stderr)
 
 
 def locked():
