@@ -61,11 +61,8 @@ progress: $(STAMP)  ## show which exercises are solved
 
 # ---------------------------------------------------------------- for instructors and CI
 
-test: $(STAMP)  ## everything: lint, generation, unit tests, the checks' proof, all solved notebooks
-	@$(MAKE) --no-print-directory lint
-	@$(MAKE) --no-print-directory drift
-	@$(MAKE) --no-print-directory unit
-	@$(MAKE) --no-print-directory nbval
+test: $(STAMP)  ## everything, a process a core: lint, generation, unit tests, the checks' proof, solved notebooks
+	@$(RUN) test || { echo "make test failed: the lines above name test, or notebook, cell and value." >&2; exit 1; }
 	@echo "All tests passed."
 
 lint: $(STAMP)  ## ruff
@@ -76,7 +73,7 @@ drift: $(STAMP)  ## are the notebooks as their sources say?
 	@$(RUN) drift || { echo "make drift failed." >&2; exit 1; }
 
 unit: $(STAMP)  ## unit tests and the proof of the checks
-	@$(OFFLINE) $(PY) -m pytest || { echo "make unit failed." >&2; exit 1; }
+	@$(RUN) unit || { echo "make unit failed." >&2; exit 1; }
 
 nbval: $(STAMP)  ## run the solved notebooks and compare every output (CHAPTER=01)
 	@$(RUN) nbval $(CHAPTER) || { echo "make nbval failed: the lines above name cell and value." >&2; exit 1; }

@@ -1,4 +1,4 @@
-"""Shared by all tests: no hub, few threads, and the share of named mistakes that the checks catch."""
+"""Shared by all tests: no hub, and the share of named mistakes that the checks catch."""
 
 import os
 
@@ -6,22 +6,62 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFL
 
 import pytest
 
-CAUGHT = pytest.StashKey[list]()
-
-
-def pytest_configure(config):
-    config.stash[CAUGHT] = []
+_caught: list[bool] = []
 
 
 @pytest.fixture
-def mistakes_caught(request):
+def mistakes_caught(record_property):
     """Call it with whether a named mistake was caught; the share is printed at the end of the run."""
-    return request.config.stash[CAUGHT].append
+    return lambda caught: record_property("caught", caught)
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    if caught := config.stash[CAUGHT]:
+def pytest_runtest_logreport(report):
+    if report.when == "call":
+        _caught.extend(value for name, value in report.user_properties if name == "caught")
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _caught:
         terminalreporter.write_line(
-            f"Named mistakes caught with their own message: {sum(caught)} of {len(caught)} "
-            f"({sum(caught) / len(caught):.0%})"
+            f"Named mistakes caught with their own message: {sum(_caught)} of {len(_caught)} "
+            f"({sum(_caught) / len(_caught):.0%})"
         )
+
+
+@pytest.fixture
+def outcomes_kept(request, monkeypatch):
+    """What the solution and the known mistakes give on an exercise's inputs is computed once for the whole proof of
+    the exercise, not once for each mistake; what is judged runs as ever.
+    """
+    exercise = request.getfixturevalue("exercise")
+    if _kept.get("exercise") is not exercise:
+        _kept.clear()
+        _kept["exercise"] = exercise
+    known = {id(fn) for fn in (exercise.solution, *exercise.mistakes.values())}
+    verdict, cases, run = exercise.verdict, exercise._cases, exercise._run
+    judged, numbers = [None], {}
+
+    def numbered():
+        numbers.clear()
+        for i, args in enumerate(cases()):
+            numbers[id(args)] = i
+            yield args
+
+    def run_once(fn, args):
+        if id(fn) not in known or fn is judged[0] or id(args) not in numbers:
+            return run(fn, args)
+        key = (id(fn), numbers[id(args)])
+        if key not in _kept:
+            _kept[key] = run(fn, args)
+        return _kept[key]
+
+    def judge(fn):
+        judged[0] = fn
+        return verdict(fn)
+
+    monkeypatch.setattr(exercise, "_cases", numbered)
+    monkeypatch.setattr(exercise, "_run", run_once)
+    monkeypatch.setattr(exercise, "verdict", judge)
+
+
+_kept: dict = {}

@@ -20,7 +20,7 @@ CONSTANTS = [0, None, "", [], {}, torch.zeros(1)]
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch):
+def patience(monkeypatch, outcomes_kept):
     """The proof is about verdicts, not about speed: a busy machine must not turn one into "did not finish"."""
     monkeypatch.setattr(engine, "SECONDS", 300)
 

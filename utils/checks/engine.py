@@ -108,7 +108,8 @@ class Exercise:
 
     # -------- how a learner's function is judged
     def verdict(self, fn: Callable) -> Verdict:
-        """Judge `fn`; never raises on behalf of the learner's code, and gives it `SECONDS` seconds in all.
+        """Judge `fn`; never raises on behalf of the learner's code, and gives it `SECONDS` seconds of
+        processor time in all.
 
         What the solution and the known mistakes take is not counted.
         """
@@ -122,10 +123,10 @@ class Exercise:
     @staticmethod
     def _limited(spent: list[float], call: Callable, *args):
         """`call(*args)` within what is left of the check's time; what it took is added to `spent`."""
-        start = time.monotonic()
+        start = time.thread_time()
         with time_limit(max(0.01, SECONDS - sum(spent))):
             result = call(*args)
-        spent.append(time.monotonic() - start)
+        spent.append(time.thread_time() - start)
         return result
 
     def _judge(self, fn: Callable, where: set[str], spent: list[float]) -> Verdict:

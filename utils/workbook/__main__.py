@@ -15,6 +15,8 @@ def main() -> int:
         "coarse": "list the cells that print too few digits of a measured number",
         "execute": "run solved notebooks and record their outputs",
         "nbval": "run solved notebooks and compare with the recorded outputs",
+        "unit": "run the unit tests and the proof of the checks",
+        "test": "run everything, and say what it took",
         "start": "copy the chapters into work/ where no copy stands",
         "update": "bring the copies in work/ up to date, keeping what was written there",
         "progress": "show what is solved",
@@ -68,6 +70,14 @@ def run(args) -> int | None:
         from utils.workbook.execute import nbval
 
         return nbval(args.chapter)
+    elif args.command == "unit":
+        from utils.workbook.execute import run_pytest
+
+        return run_pytest(["tests"])
+    elif args.command == "test":
+        from utils.workbook.testing import test
+
+        return test()
     elif args.command == "lab":
         from utils.workbook.lab import lab
 

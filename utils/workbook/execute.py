@@ -1,13 +1,17 @@
 """Run solved notebooks: record their outputs, or compare a new run with the recorded ones."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import psutil
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm import tqdm
 
 from utils.workbook import ROOT, SOLUTIONS, WorkbookError, chapter_names
@@ -15,7 +19,8 @@ from utils.workbook.build import KERNEL, read_notebook
 from utils.workbook.compare import SKIPPED, not_recorded
 from utils.workbook.lab import settle
 
-CELL_SECONDS = 600
+CELL_SECONDS = 600  # of the kernel's processor time: a busy machine ends no cell
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
@@ -49,17 +54,42 @@ def execute(wanted: str | None = None, solutions: Path = SOLUTIONS) -> list[str]
 
 def _run(notebook, path: Path) -> None:
     client = NotebookClient(
-        notebook, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        notebook,
+        timeout=None,
+        startup_timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
     )
     with tqdm(total=len(notebook.cells), desc=path.stem, unit="cell") as bar:
         client.on_cell_complete = lambda **_: bar.update()
         try:
-            client.execute()
-        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            with _time_limit(client):
+                client.execute()
+        except (CellExecutionError, DeadKernelError) as error:
             cell = next(
                 (c.id for c in notebook.cells if any(o.output_type == "error" for o in c.get("outputs", []))), "?"
             )
             raise WorkbookError(f"{path.stem} stopped in the cell {cell}; nothing was recorded.\n{error}") from None
+
+
+@contextmanager
+def _time_limit(client: NotebookClient):
+    """Interrupt the cell that uses more than `CELL_SECONDS` of the kernel's processor time."""
+    before, ended = [0.0], threading.Event()
+    client.on_cell_execute = lambda **_: before.__setitem__(0, kernel_seconds(client.km))
+
+    def watch():
+        while not ended.wait(5):
+            if kernel_seconds(client.km) - before[0] > CELL_SECONDS:
+                os.kill(client.km.provisioner.process.pid, signal.SIGINT)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _worth_keeping(output) -> bool:
@@ -72,14 +102,38 @@ def _worth_keeping(output) -> bool:
 
 
 def nbval(wanted: str | None = None, extra: list[str] = ()) -> int:
-    """Run the solved notebooks again and compare with what is recorded; returns pytest's exit code."""
-    if not chapter_names(wanted):
+    """Run the solved notebooks again and compare with what is recorded; returns pytest's exit code.
+
+    Raises:
+        WorkbookError: there is no such chapter, or none at all.
+    """
+    return run_pytest(solved_notebooks(wanted), extra)
+
+
+def solved_notebooks(wanted: str | None = None) -> list[str]:
+    """The files of one chapter or of all, from the repository's root."""
+    names = chapter_names(wanted)
+    if not names:
         raise WorkbookError("There is no chapter to run yet.")
-    files = [str(SOLUTIONS / f"{name}.ipynb") for name in chapter_names(wanted)]
-    command = [sys.executable, "-m", "pytest", "-p", "utils.workbook.nbval_plugin", "--nbval", "--nbval-current-env"]
-    command += [f"--nbval-cell-timeout={CELL_SECONDS}", "-p", "no:cacheprovider", *extra, *files]
+    return [str((SOLUTIONS / f"{name}.ipynb").relative_to(ROOT)) for name in names]
+
+
+def run_pytest(files: list[str], extra: list[str] = ()) -> int:
+    """Run tests and notebooks in as many processes as there are cores, one thread each; returns pytest's exit code."""
+    processes = "0" if len(files) == 1 and files[0].endswith(".ipynb") else "auto"
+    command = [sys.executable, "-m", "pytest", "-p", "utils.workbook.nbval_plugin", "-p", "utils.workbook.testing"]
+    command += ["--nbval", "--nbval-current-env", f"--nbval-cell-timeout={CELL_SECONDS}"]
+    command += ["--nbval-kernel-startup-timeout=600", "-n", processes, "--no-loadscope-reorder", *extra, *files]
     settle()
-    env = dict(os.environ)
-    if env.get("WORKBOOK_MODELS", "embedded") == "embedded":
-        env.update(OFFLINE)
-    return subprocess.call(command, cwd=ROOT, env=env)
+    environment = {**ONE_THREAD, **os.environ}
+    if environment.get("WORKBOOK_MODELS", "embedded") == "embedded":
+        environment.update(OFFLINE)
+    return subprocess.call(command, cwd=ROOT, env=environment)
+
+
+def kernel_seconds(manager) -> float:
+    """Processor time that a kernel has used, and its children that have ended; 0 where it is gone."""
+    try:
+        return sum(psutil.Process(manager.provisioner.process.pid).cpu_times()[:4])
+    except (psutil.Error, AttributeError):
+        return 0.0

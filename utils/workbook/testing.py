@@ -1,0 +1,187 @@
+"""`make test` in one run of pytest, a process a core, one thread each; and where the processor's time went.
+
+As a plugin (`-p utils.workbook.testing`) it hands out notebooks first and the longest of them before the others, keeps
+what shares fixtures in one process, and counts each test's processor time, its kernel's and its children's included.
+"""
+
+import json
+import os
+import re
+import subprocess
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+from utils.workbook import ROOT
+from utils.workbook.execute import kernel_seconds, run_pytest, solved_notebooks
+
+# Part → (its share in minutes of processor time, for twelve chapters; the files whose names begin so).
+PARTS = {
+    "solved notebooks": (14.0, ("solutions/",)),
+    "proof of the checks": (4.0, ("tests/test_checks", "tests/test_mutants", "tests/test_hints", "tests/test_named")),
+    "browser": (1.5, ("tests/test_browser",)),
+    "the learner's work": (1.5, ("tests/test_update", "tests/test_learner", "tests/test_histories")),
+    "all else": (3.0, ()),
+}
+LONGEST_NOTEBOOK = 120  # seconds
+MEMORY = 6.0  # GB
+
+
+def test(arguments: list[str] = ()) -> int:
+    """Run lint, generation, all unit tests and all solved notebooks; print what it took. Returns the exit code."""
+    for target in ("lint", "drift"):
+        if code := subprocess.call(["make", "--no-print-directory", target], cwd=ROOT):
+            return code
+    with Watch() as watch:
+        code = run_pytest(["tests", *solved_notebooks()], arguments)
+    print("\n".join(watch.table()))
+    return code
+
+
+class Watch:
+    """Wall time, processor time and peak memory of all processes that the body starts, and the parts' seconds."""
+
+    def __enter__(self):
+        self.started, self.peak, self.ended = time.monotonic(), 0, threading.Event()
+        self.thread = threading.Thread(target=self._sample, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self.ended.set()
+        self.thread.join()
+        self.wall = time.monotonic() - self.started
+
+    def _sample(self):
+        while not self.ended.wait(2):
+            held = 0
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    memory = process.memory_full_info()
+                    held += getattr(memory, "pss", memory.uss)  # pages that processes share count once
+                except psutil.Error:
+                    pass  # ended meanwhile
+            self.peak = max(self.peak, held)
+
+    def table(self) -> list[str]:
+        """The lines to print: part, share, measured; what is not counted test by test is part of the rest."""
+        seconds, parts = _kept("this run"), Counter()
+        for group, s in seconds.items():
+            parts[part_of(group)] += s
+        own = os.times()
+        parts["all else"] += max(0, own.user + own.system + own.children_user + own.children_system - parts.total())
+        lines = ["", f"{'processor minutes':<22}share  measured"]
+        lines += [f"{name:<22}{share:5.1f}  {parts[name] / 60:8.1f}" for name, (share, _) in PARTS.items()]
+        whole = sum(share for share, _ in PARTS.values())
+        lines.append(f"{'in all':<22}{whole:5.1f}  {parts.total() / 60:8.1f}  in {self.wall / 60:.1f} minutes")
+        if notebooks := {g: s for g, s in seconds.items() if part_of(g) == "solved notebooks"}:
+            longest = max(notebooks, key=notebooks.get)
+            lines.append(f"longest notebook: {longest}, {notebooks[longest]:.0f} s of at most {LONGEST_NOTEBOOK}")
+        return [*lines, f"peak memory: {self.peak / 1e9:.1f} GB of at most {MEMORY:.0f}"]
+
+
+def part_of(group: str) -> str:
+    return next(name for name, (_, starts) in PARTS.items() if not starts or group.startswith(starts))
+
+
+# ---------------------------------------------------------------- pytest's plugin
+
+
+def group_of(nodeid: str) -> str:
+    """What runs in one process, in order: a notebook, a file of tests; of the checks' proof an exercise."""
+    file, _, test = nodeid.partition("::")
+    if "test_checks" not in file or "[" not in test:
+        return file
+    return f"{file}[{re.sub(r'-[0-9]+$', '', test[:-1].partition('[')[2])}]"
+
+
+class Scheduler(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Scheduler(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    took, first = _kept("known"), {}
+    for i, item in enumerate(items):
+        first.setdefault(group_of(item.nodeid), i)
+
+    def place(item):
+        group = group_of(item.nodeid)
+        return part_of(group) != "solved notebooks", -took.get(group, 0), "[" in group, first[group]
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    item.seconds = -_used(item)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item):
+    # The kernel ends with the notebook's last cell: ask before.
+    kernel = _kernel_seconds(item)
+    result = yield
+    item.seconds += _used(item, kernel)
+    return result
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item, call):
+    if call.when == "teardown":
+        item.user_properties.append(("seconds", item.seconds))
+    return (yield)
+
+
+def _used(item, kernel: float | None = None) -> float:
+    own = os.times()
+    if hasattr(item, "cell"):
+        return own.user + own.system + (_kernel_seconds(item) if kernel is None else kernel)
+    return own.user + own.system + own.children_user + own.children_system
+
+
+def _kernel_seconds(item) -> float:
+    running = getattr(item.parent, "kernel", None)
+    return kernel_seconds(running.km) if hasattr(running, "km") else 0.0
+
+
+_seconds: Counter = Counter()  # of this run, by group
+
+
+def pytest_runtest_logreport(report):
+    for name, value in report.user_properties:
+        if name == "seconds" and report.when == "teardown":
+            _seconds[group_of(report.nodeid)] += value
+
+
+def pytest_sessionfinish(session):
+    if not _seconds or hasattr(session.config, "workerinput"):
+        return
+    file = _file()
+    file.parent.mkdir(exist_ok=True)
+    half = file.with_suffix(".half")
+    half.write_text(json.dumps({"this run": _seconds, "known": {**_kept("known"), **_seconds}}, indent=1))
+    os.replace(half, file)
+
+
+def _kept(which: str) -> dict[str, float]:
+    """Group → processor seconds, of the last run ("this run") or of each group's last ("known")."""
+    try:
+        return json.loads(_file().read_text())[which]
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _file() -> Path:
+    return Path(os.environ.get("WORKBOOK_TEST_SECONDS", ROOT / ".cache" / "test_seconds.json"))
