@@ -23,7 +23,7 @@ export PYTHONNOUSERSITE := 1
 RUN := $(PY) -m utils.workbook
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: help setup place FORCE lab start update progress test lint unit drift nbval notebooks execute bench report \
+.PHONY: help setup place FORCE lab start update progress test test-full lint unit drift nbval notebooks execute bench report \
         models models-smoke models-report clean
 
 help:  ## list these commands
@@ -64,6 +64,9 @@ progress: $(STAMP)  ## show which exercises are solved
 test: $(STAMP)  ## everything, a process a core: lint, generation, unit tests, the checks' proof, solved notebooks
 	@$(RUN) test || { echo "make test failed: the lines above name test, or notebook, cell and value." >&2; exit 1; }
 	@echo "All tests passed."
+
+test-full: $(STAMP)  ## what is too long for every change; a part that passed for these files is not run again
+	@$(RUN) test-full || { echo "make test-full failed: the lines above say what." >&2; exit 1; }
 
 lint: $(STAMP)  ## ruff
 	@$(PY) -m ruff check && $(PY) -m ruff format --check --quiet utils tests || \

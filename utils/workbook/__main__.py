@@ -17,14 +17,20 @@ def main() -> int:
         "nbval": "run solved notebooks and compare with the recorded outputs",
         "unit": "run the unit tests and the proof of the checks",
         "test": "run everything, and say what it took",
+        "mistakes": "put named mistakes into the solved notebooks: each must change an output",
         "start": "copy the chapters into work/ where no copy stands",
         "update": "bring the copies in work/ up to date, keeping what was written there",
         "progress": "show what is solved",
+        "test-full": "run what is too long for every change, where it was not run for this state of the tree",
         "lab": "open JupyterLab in work/",
     }.items():
         command = commands.add_parser(name, help=text)
-        if name in ("build", "coarse", "execute", "nbval", "update"):
+        if name in ("build", "coarse", "execute", "nbval", "update", "mistakes"):
             command.add_argument("chapter", nargs="?", help="number or name; all without it")
+        if name == "mistakes":
+            command.add_argument("--sample", action="store_true", help="one a chapter, the quickest")
+            command.add_argument("--search", action="store_true", help="find three a chapter and list them")
+            command.add_argument("--every", action="store_true", help="with --search: try all")
         if name == "lab":
             command.add_argument("--port")
             command.add_argument("--no-browser", action="store_true")
@@ -74,6 +80,16 @@ def run(args) -> int | None:
         from utils.workbook.execute import run_pytest
 
         return run_pytest(["tests"])
+    elif args.command == "test-full":
+        from utils.workbook.full import test_full
+
+        return test_full()
+    elif args.command == "mistakes":
+        from utils.workbook import mistakes
+
+        if not args.search:
+            return min(1, mistakes.named_mistakes(args.chapter, args.sample))
+        print("\n".join(mistakes.search(args.chapter, args.every)))
     elif args.command == "test":
         from utils.workbook.testing import test
 

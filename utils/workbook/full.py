@@ -1,0 +1,62 @@
+"""`make test-full`: what is too long for every change. A part that passed for this state of the tree is not run again.
+
+`make test` holds a sample of each part (tests/test_samples.py); the nightly workflow runs them all, and so does whoever
+makes a release.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from utils.workbook import ROOT
+from utils.workbook.execute import OFFLINE
+
+WORKBOOK = [sys.executable, "-m", "utils.workbook"]
+
+# Name → command. Each says itself what failed, and returns non-zero then.
+PARTS = {
+    "named mistakes": [*WORKBOOK, "mistakes"],
+}
+STATE = ROOT / ".cache" / "test_full.json"
+TREE = ("utils", "tests", "chapters", "solutions", "pyproject.toml", "requirements.txt")
+KINDS = {".py", ".ipynb", ".md", ".toml", ".txt", ".json"}
+
+
+def test_full(parts: dict[str, list[str]] = PARTS, state: Path = STATE, root: Path = ROOT) -> int:
+    """Run the parts one after the other and print the table of them; returns how many failed."""
+    now, failed = digest(root), []
+    for name, command in parts.items():
+        if _passed(state).get(name) == now:
+            print(f"{name}: passed before, for the same files.", flush=True)
+            continue
+        print(f"{name}: {' '.join(command[1:])}", flush=True)
+        if subprocess.call(command, cwd=root, env={**os.environ, **OFFLINE}):
+            failed.append(name)
+            continue
+        state.parent.mkdir(exist_ok=True)
+        half = state.with_suffix(".half")
+        half.write_text(json.dumps({**_passed(state), name: now}, indent=1))
+        os.replace(half, state)
+    print(f"Failed: {', '.join(failed)}." if failed else "All parts passed.")
+    return len(failed)
+
+
+def digest(root: Path = ROOT) -> str:
+    """Of all files that a result can depend on, and of Python's version; the weights by their manifest."""
+    found = hashlib.sha256(platform.python_version().encode())
+    for name in TREE:
+        for path in sorted((root / name).rglob("*")) if (root / name).is_dir() else [root / name]:
+            if path.suffix in KINDS and path.is_file():
+                found.update(f"{path.relative_to(root)} {path.stat().st_size} ".encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def _passed(state: Path) -> dict[str, str]:
+    try:
+        return json.loads(state.read_text())
+    except (OSError, ValueError):
+        return {}
