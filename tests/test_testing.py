@@ -1,16 +1,18 @@
 """The one run of tests and notebooks: what shares a process, what comes first, what is counted, what is resumed."""
 
 import json
+import os
 import subprocess
 import sys
+from queue import Empty
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from utils.workbook import ROOT, full, mistakes, testing
+from utils.workbook import ROOT, WorkbookError, execute, full, nbval_plugin, testing
 from utils.workbook.mistakes import Shell, in_a_child
-from utils.workbook.nbval_plugin import get_message
 
 BURN = "import time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
 
@@ -35,22 +37,111 @@ def test_every_group_has_a_part():
     assert testing.part_of("tests/test_show.py") == "all else"
 
 
-def test_notebooks_run_first_and_the_kernels_time_is_counted(tmp_path):
-    for name, burn in {"a_short": "1", "b_long": BURN}.items():
-        cells = [new_code_cell(source, execution_count=1, id=f"cell-{i}") for i, source in enumerate((burn, "2;"))]
-        if name == "a_short":
-            cells[0].outputs = [new_output("execute_result", data={"text/plain": "1"})]
+def test_the_longest_notebook_comes_first_and_the_proof_last(monkeypatch):
+    monkeypatch.setattr(testing, "_kept", lambda which: {"solutions/02_b.ipynb": 9.0, "solutions/01_a.ipynb": 3.0})
+    ids = ["tests/test_checks.py::test_solution_passes[a.f]", "tests/test_checks.py::test_solution_passes[a.g]"]
+    ids += ["tests/test_checks.py::test_mistake_is_named[a.f-0]", "tests/test_show.py::test_x"]
+    ids += ["solutions/01_a.ipynb::Cell 0", "solutions/01_a.ipynb::Cell 1", "solutions/02_b.ipynb::Cell 0"]
+    items = [SimpleNamespace(nodeid=nodeid) for nodeid in ids]
+    testing.pytest_collection_modifyitems(items)
+    assert [item.nodeid for item in items] == [ids[i] for i in (6, 4, 5, 3, 0, 2, 1)]
+
+
+def test_one_run_of_tests_and_notebooks(tmp_path):
+    for name, source in {"short": "1;", "long": BURN}.items():
+        cells = [new_code_cell(code, execution_count=1, id=f"cell-{i}") for i, code in enumerate((source, "2;"))]
         nbformat.write(new_notebook(cells=cells), tmp_path / f"{name}.ipynb")
     (tmp_path / "test_unit.py").write_text("def test_one(): pass\n\ndef test_two(): assert 1 == 2\n")
-    seconds = tmp_path / "seconds.json"
     command = [sys.executable, "-m", "pytest", "-p", "utils.workbook.nbval_plugin", "-p", "utils.workbook.testing"]
-    command += ["--nbval", "--nbval-current-env", "-n", "2", "--no-loadscope-reorder", "-v", "-c", "/dev/null"]
+    command += ["--nbval", "--nbval-current-env", "-n", "2", "--no-loadscope-reorder", "-c", "/dev/null"]
     command += [f"--rootdir={tmp_path}", str(tmp_path)]
-    run = {"cwd": ROOT, "capture_output": True, "text": True}
-    env = {"WORKBOOK_TEST_SECONDS": str(seconds), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env={**__import__("os").environ, **env}, **run)
-    assert "5 passed" in done.stdout and "1 failed" in done.stdout, done.stdout
-    assert "assert 1 == 2" in done.stdout
-    counted = json.loads(seconds.read_text())["this run"]
-    assert counted["b_long.ipynb"] > counted["a_short.ipynb"] + 0.3
-    assert set(counted) == {"a_short.ipynb", "b_long.ipynb", "test_unit.py"}
+    environment = {**os.environ, "WORKBOOK_TEST_SECONDS": str(tmp_path / "seconds.json")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "assert 1 == 2" in done.stdout and "1 failed, 5 passed" in done.stdout, done.stdout
+    counted = json.loads((tmp_path / "seconds.json").read_text())["this run"]
+    assert set(counted) == {"short.ipynb", "long.ipynb", "test_unit.py"}
+    assert counted["long.ipynb"] > counted["short.ipynb"]
+
+
+@pytest.mark.parametrize("used, ends", [(0.0, False), (700.0, True)])
+def test_a_cells_limit_counts_the_kernels_time(monkeypatch, used, ends):
+    """An hour by the clock in which the kernel got no processor ends no cell; so much processor time does."""
+    clock, seconds = iter(range(0, 10**6, 600)), iter([0.0] + [used] * 100)
+    monkeypatch.setattr(nbval_plugin.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(nbval_plugin, "kernel_seconds", lambda _: next(seconds))
+    answers = iter([Empty, Empty, "message"])
+
+    def get(self, stream, timeout):
+        answer = next(answers)
+        if answer is Empty:
+            raise Empty
+        return answer
+
+    monkeypatch.setattr(nbval_plugin, "_get_message", get)
+    kernel = SimpleNamespace(km=None, is_alive=lambda: True)
+    if ends:
+        with pytest.raises(Empty):
+            nbval_plugin.get_message(kernel, "shell", timeout=600)
+    else:
+        assert nbval_plugin.get_message(kernel, "shell", timeout=600) == "message"
+
+
+def test_recording_ends_a_cell_that_uses_too_much(tmp_path, monkeypatch):
+    monkeypatch.setattr(execute, "CELL_SECONDS", 1)
+    monkeypatch.setattr(execute, "chapter_names", lambda wanted: ["01_a"])
+    nbformat.write(new_notebook(cells=[new_code_cell("while True: pass", id="endless")]), tmp_path / "01_a.ipynb")
+    with pytest.raises(WorkbookError, match="stopped in the cell endless; nothing was recorded.*"):
+        execute.execute("01", tmp_path)
+
+
+# ---------------------------------------------------------------- named mistakes in the notebooks
+
+SHOWN = """print("before", 0.5)
+display({"text/plain": "shown"}, raw=True)
+print("after")
+6 * 7"""
+
+
+def in_a_shell(*cells) -> list[str | None]:
+    return in_a_child(lambda: [Shell.instance().difference(cell) for cell in cells])
+
+
+def test_a_cell_gives_in_this_process_what_a_kernel_gives(tmp_path):
+    outputs = [new_output("stream", name="stdout", text="before 0.5\n")]
+    outputs += [new_output("display_data", data={"text/plain": "shown"})]
+    outputs += [new_output("stream", name="stdout", text="after\n")]
+    outputs += [new_output("execute_result", data={"text/plain": "42"})]
+    cell = new_code_cell(SHOWN, outputs=outputs)
+    swapped = new_code_cell(SHOWN, outputs=[outputs[1], outputs[0], *outputs[2:]])
+    silent, failing = new_code_cell("6 * 7;"), new_code_cell("no_such_name")
+    wide = new_code_cell("print(1.04)", outputs=[new_output("stream", name="stdout", text="1.00\n")])
+    wide.metadata["tolerance"] = {"rtol": 0.1, "why": "a test"}
+    said = in_a_shell(cell, swapped, silent, failing, wide)
+    assert said[0] is None and said[1] and said[2] is None and said[4] is None
+    assert said[3].startswith("NameError")
+
+
+def test_a_child_answers_raises_or_dies():
+    assert in_a_child(lambda: {"a": 1}) == {"a": 1}
+    with pytest.raises(WorkbookError, match="ZeroDivisionError"):
+        in_a_child(lambda: 1 / 0)
+    with pytest.raises(ChildProcessError, match="no answer"):
+        in_a_child(lambda: os._exit(3))
+
+
+# ---------------------------------------------------------------- what is too long for every change
+
+
+def test_full_runs_again_only_what_did_not_pass_for_these_files(tmp_path, capfd):
+    (tmp_path / "utils").mkdir()
+    (tmp_path / "utils" / "a.py").write_text("1")
+    parts = {"good": [sys.executable, "-c", "print('ran good')"], "bad": [sys.executable, "-c", "raise SystemExit(1)"]}
+
+    def run():
+        failed = full.test_full(parts, tmp_path / "cache" / "state.json", tmp_path)
+        return failed, "ran good" in capfd.readouterr().out
+
+    assert run() == (1, True)
+    assert run() == (1, False)
+    (tmp_path / "utils" / "a.py").write_text("2")
+    assert run() == (1, True)

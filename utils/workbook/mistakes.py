@@ -118,11 +118,11 @@ def search(wanted: str | None = None, every: bool = False) -> list[str]:
 
 def _write(rows: dict[Mistake, dict]) -> None:
     head = "# Written by `python -m utils.workbook mistakes --search`: named mistakes that change a recorded output.\n"
-    tables = [
-        f"\n[[mistake]]\nchapter = {json.dumps(m.chapter)}\nexercise = {json.dumps(m.exercise)}\n"
-        f"says = {json.dumps(m.says, ensure_ascii=False)}\ncell = {json.dumps(row['cell'])}\nseconds = {row['seconds']}\n"
-        for m, row in sorted(rows.items(), key=lambda item: item[0].chapter)
-    ]
+    tables = []
+    for mistake, row in sorted(rows.items(), key=lambda item: item[0].chapter):
+        fields = {**vars(mistake), **{name: row[name] for name in ("cell", "seconds")}}
+        lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in fields.items()]
+        tables.append("\n[[mistake]]\n" + "".join(lines))
     half = LIST.with_suffix(".half")
     half.write_text(head + "".join(tables), encoding="utf-8")
     os.replace(half, LIST)
