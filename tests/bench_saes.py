@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from sae_lens import HookedSAETransformer
 
-from utils import saes
+from utils import sae_causes, saes
 from utils.ioi import IOIDataset
 from utils.models import load, load_sae, sae_layers
 
@@ -34,7 +34,7 @@ def main() -> int:
     model = load("lm", cls=HookedSAETransformer)
     data = IOIDataset.sample(model.tokenizer, prompts, template=1)
     right, wrong = data.answer_tokens.T
-    metric = partial(saes.logits_to_ave_logit_diff, correct_toks=right, incorrect_toks=wrong, keep_as_tensor=True)
+    metric = partial(sae_causes.logits_to_ave_logit_diff, correct_toks=right, incorrect_toks=wrong, keep_as_tensor=True)
     print(f"{prompts} prompts of {data.tokens.shape[1]} tokens; processor seconds, one thread\n")
     fine, total = True, {"loop": 0.0, "batched": 0.0}
     for layer in sae_layers("z"):
@@ -44,7 +44,7 @@ def main() -> int:
             pos = data.positions[role][0].item()
             latents = (cache[saes.acts_name(sae)][:, pos] > 0).any(dim=0).nonzero().squeeze(1)
             results, seconds = {}, {}
-            for way, sweep in (("loop", saes.ablation_sweep), ("batched", saes.ablation_effects)):
+            for way, sweep in (("loop", sae_causes.ablation_sweep), ("batched", sae_causes.ablation_effects)):
                 start = time.process_time()
                 results[way] = sweep(model, sae, data.tokens, latents, metric, pos)
                 seconds[way] = time.process_time() - start

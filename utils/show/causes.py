@@ -1,4 +1,4 @@
-"""Plots of chapter 07's third part: sources of a latent, effects of latents, curves of ablation and of steering."""
+"""Pictures of what latents cause: sources of a latent, effects of latents, curves of ablation and of steering."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Pictures of sparse autoencoders: latents beside true features, training, activations against true sizes."""
+"""Pictures of toy autoencoders: latents beside true features, training, activations against true sizes."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from utils import show
-from utils.saes import SAEHistory
+from utils.toy_saes import SAEHistory
 
 WIDTH = 900
 

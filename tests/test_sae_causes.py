@@ -1,4 +1,4 @@
-"""Chapter 07, part 3: attribution, ablation, gradients and steering, each against another way to compute it."""
+"""What latents cause: attribution, ablation, gradients and steering, each against another way to compute it."""
 
 from functools import partial
 
@@ -6,8 +6,16 @@ import pytest
 import torch
 from sae_lens import HookedSAETransformer
 
-from utils import saes
-from utils.checks.saes import linear_model, small_acts, small_answers, small_metric, small_model, small_runs, small_sae
+from utils import sae_causes, saes
+from utils.checks.sae_causes import (
+    linear_model,
+    small_acts,
+    small_answers,
+    small_metric,
+    small_model,
+    small_runs,
+    small_sae,
+)
 from utils.models import load, load_tokenizer
 from utils.world import sample
 
@@ -35,15 +43,15 @@ def test_sources_and_bias_add_up_to_the_pre_activation(architecture):
     _, attached = small_model().run_with_cache_with_saes(small_runs()[0], saes=[sae])
     before = attached["blocks.2.attn.hook_z.hook_sae_acts_pre"]
     for latent in range(sae.cfg.d_sae):
-        where, v, pattern = saes.attention_of_top_examples(before[..., latent], own, 2, 2)
-        by_source, bias = saes.direct_feature_attribution(v, pattern, sae, latent)
+        where, v, pattern = sae_causes.attention_of_top_examples(before[..., latent], own, 2, 2)
+        by_source, bias = sae_causes.direct_feature_attribution(v, pattern, sae, latent)
         got = by_source.sum(dim=(1, 2)) + bias
         assert torch.allclose(got, before[where[:, 0], where[:, 1], latent], atol=1e-4), latent
 
 
 def test_no_source_comes_after_the_latents_own_position():
-    where, v, pattern = saes.attention_of_top_examples(small_acts()[..., 1], small_runs()[1], 1, 4)
-    by_source, _ = saes.direct_feature_attribution(v, pattern, small_sae(), 1)
+    where, v, pattern = sae_causes.attention_of_top_examples(small_acts()[..., 1], small_runs()[1], 1, 4)
+    by_source, _ = sae_causes.direct_feature_attribution(v, pattern, small_sae(), 1)
     for (_, position), sources in zip(where.tolist(), by_source, strict=True):
         assert (sources[position + 1 :] == 0).all() and sources[: position + 1].abs().min() > 0
 
@@ -53,8 +61,8 @@ def test_direct_attribution_is_what_the_logits_lose_with_all_else_frozen():
     model, sae = small_model(), small_sae("blocks.2.attn.hook_z")
     tokens, own, _ = small_runs()
     acts = sae.encode(own["z", 2])[:, -1]
-    directions = saes.latent_directions(model, sae)
-    got = saes.latent_logit_attribution(acts, directions, own, small_answers())
+    directions = sae_causes.latent_directions(model, sae)
+    got = sae_causes.latent_logit_attribution(acts, directions, own, small_answers())
     resid, scale = own["resid_post", 2][:, -1], own["ln_final.hook_scale"][:, -1]
 
     def answer(resid):
@@ -69,14 +77,14 @@ def test_autoencoders_of_other_places_are_refused():
     resid = small_sae("blocks.1.hook_resid_pre")
     assert saes.layer_of(resid) == 1
     with pytest.raises(ValueError, match="take one of hook_z"):
-        saes.latent_directions(small_model(), resid)
+        sae_causes.latent_directions(small_model(), resid)
     with pytest.raises(ValueError, match="take one of hook_z"):
-        saes.ablation_effects(small_model(), resid, small_runs()[0], torch.arange(3), small_metric, 2)
+        sae_causes.ablation_effects(small_model(), resid, small_runs()[0], torch.arange(3), small_metric, 2)
     nameless = small_sae("hook_embed")
     with pytest.raises(ValueError, match="set sae.cfg.metadata.hook_name"):
         saes.layer_of(nameless)
     with pytest.raises(ValueError, match="'mean', 'sum' or None"):
-        saes.logits_to_ave_logit_diff(torch.zeros(1, 1, 3), torch.tensor([0]), torch.tensor([1]), reduction="max")
+        sae_causes.logits_to_ave_logit_diff(torch.zeros(1, 1, 3), torch.tensor([0]), torch.tensor([1]), reduction="max")
 
 
 # ---------------------------------------------------------------- cause
@@ -92,9 +100,9 @@ def test_with_the_error_term_the_run_is_exact():
 def test_ablating_a_dead_latent_changes_nothing_and_ablating_all_leaves_b_dec():
     model, sae = small_model(), small_sae()
     assert (small_acts()[..., 3] == 0).all()
-    dead = attached_logits(model, sae, partial(saes.ablate_sae_latent, latent_idx=3))
+    dead = attached_logits(model, sae, partial(sae_causes.ablate_sae_latent, latent_idx=3))
     assert torch.equal(dead, attached_logits(model, sae))
-    none_left = attached_logits(model, sae, saes.ablate_sae_latent, error=False)
+    none_left = attached_logits(model, sae, sae_causes.ablate_sae_latent, error=False)
 
     def only_b_dec(z, hook):
         return sae.b_dec.view(3, 5).expand_as(z)
@@ -108,8 +116,8 @@ def test_ablating_a_dead_latent_changes_nothing_and_ablating_all_leaves_b_dec():
 @pytest.mark.parametrize("at_once", [1, 5, 64])
 def test_batched_sweep_equals_the_loop(layer, position, at_once):
     args = small_model(), small_sae(f"blocks.{layer}.attn.hook_z"), small_runs()[0], torch.arange(24), small_metric
-    loop = saes.ablation_sweep(*args, position)
-    batched = saes.ablation_effects(*args, position, at_once)
+    loop = sae_causes.ablation_sweep(*args, position)
+    batched = sae_causes.ablation_effects(*args, position, at_once)
     assert torch.allclose(loop, batched, atol=1e-5)
     # In the last layer only the last position can change what is said there.
     assert bool(loop.abs().max() > 1e-3) == (layer < 2 or position in (6, -1))
@@ -118,9 +126,9 @@ def test_batched_sweep_equals_the_loop(layer, position, at_once):
 def test_nothing_stays_attached():
     model, sae = small_model(), small_sae()
     before = model(small_runs()[0])
-    saes.ablation_sweep(model, sae, small_runs()[0], torch.tensor([1]), small_metric, 2)
-    saes.ablation_effects(model, sae, small_runs()[0], torch.tensor([1]), small_metric, 2)
-    saes.get_cache_fwd_and_bwd(model, [sae], small_runs()[0], small_metric)
+    sae_causes.ablation_sweep(model, sae, small_runs()[0], torch.tensor([1]), small_metric, 2)
+    sae_causes.ablation_effects(model, sae, small_runs()[0], torch.tensor([1]), small_metric, 2)
+    sae_causes.get_cache_fwd_and_bwd(model, [sae], small_runs()[0], small_metric)
     assert not model.acts_to_saes and not sae.hook_sae_acts_post.fwd_hooks
     assert torch.equal(model(small_runs()[0]), before)
     assert not any(parameter.requires_grad for parameter in [*model.parameters(), *sae.parameters()])
@@ -134,7 +142,7 @@ def test_gradients_equal_small_changes():
     sae.dtype = model.cfg.dtype = torch.float64
     try:
         tokens = small_runs()[0]
-        acts, gradients = saes.get_cache_fwd_and_bwd(model, [sae], tokens, small_metric)
+        acts, gradients = sae_causes.get_cache_fwd_and_bwd(model, [sae], tokens, small_metric)
         name, step = saes.acts_name(sae), 1e-5
         for row, position, latent in ((0, 2, 1), (3, 6, 4), (2, 0, 8)):
 
@@ -158,8 +166,8 @@ def test_attribution_equals_ablation_in_a_linear_model_only():
         (linear_model(), small_sae("blocks.0.attn.hook_z"), True),
         (small_model(), small_sae(), False),
     ):
-        ablated = saes.ablation_effects(model, sae, tokens, latents, small_metric, 6)
-        attributed = saes.attribution_patching(model, sae, tokens, small_metric, 6)
+        ablated = sae_causes.ablation_effects(model, sae, tokens, latents, small_metric, 6)
+        attributed = sae_causes.attribution_patching(model, sae, tokens, small_metric, 6)
         assert torch.allclose(ablated, attributed, atol=1e-5) == equal
 
 
@@ -169,28 +177,30 @@ def test_attribution_equals_ablation_in_a_linear_model_only():
 def test_texts_are_judged_as_what_they_are():
     documents = sample(40, 3)
     texts = [d.text + "<|endoftext|>" for d in documents]
-    shares = saes.kind_shares(texts)
+    shares = sae_causes.kind_shares(texts)
     assert shares == {kind: sum(d.kind == kind for d in documents) / 40 for kind in {d.kind for d in documents}}
     unfinished = [d.text[:-4] for d in sample(20, 4, ["french"])]
-    assert saes.kind_shares(unfinished) == {"french": 1.0}
-    assert saes.kind_shares([text + "<|endoftext|>" for text in [*unfinished, "nothing of the sort"]]) == {None: 1.0}
+    assert sae_causes.kind_shares(unfinished) == {"french": 1.0}
+    assert sae_causes.kind_shares([text + "<|endoftext|>" for text in [*unfinished, "nothing of the sort"]]) == {
+        None: 1.0
+    }
 
 
 def test_sentences_are_taken_as_texts_of_their_own():
     end = "<|endoftext|>"
     texts = ["Le chien est grand. Où est la maison de Mary? My" + end, 'He said: "Go on." Then he le', ""]
-    assert saes.finished_sentences(texts) == [
+    assert sae_causes.finished_sentences(texts) == [
         "Le chien est grand." + end,
         "Où est la maison de Mary?" + end,
         'He said: "Go on."' + end,
     ]
     french = [d.text + end for d in sample(30, 8, ["french"])]
-    assert saes.kind_shares(saes.finished_sentences(french)) == {"french": 1.0}
+    assert sae_causes.kind_shares(sae_causes.finished_sentences(french)) == {"french": 1.0}
 
 
 def test_a_batch_holds_each_documents_tokens_and_labels_once():
     tokenizer, documents = load_tokenizer(), sample(6, 9)
-    tokens, truth, counted = saes.labelled_batch(documents, tokenizer, ["name", "country"], 30)
+    tokens, truth, counted = sae_causes.labelled_batch(documents, tokenizer, ["name", "country"], 30)
     assert tokens.shape == counted.shape == (6, 30) and truth.shape == (6, 30, 2)
     for row, mask, document in zip(tokens, counted, documents, strict=True):
         assert not mask[0] and document.text.startswith(tokenizer.decode(row[mask]))
@@ -200,13 +210,15 @@ def test_a_batch_holds_each_documents_tokens_and_labels_once():
 def test_generation_is_the_models_own_and_hooks_push_it():
     """Greedy text must be what whole runs without a cache say; a hook must be at work at every step."""
     model = load("lm", cls=HookedSAETransformer)
-    (text,) = saes.generate_texts(model, "The capital of", 1, 6, temperature=1e-4)
+    (text,) = sae_causes.generate_texts(model, "The capital of", 1, 6, temperature=1e-4)
     tokens = model.to_tokens("The capital of")
     for _ in range(6):
         tokens = torch.cat([tokens, model(tokens)[:, -1:].argmax(dim=-1)], dim=1)
     assert text == model.tokenizer.decode(tokens[0, 1:])
     seen = []
-    saes.generate_texts(model, "", 2, 3, [("blocks.1.hook_resid_pre", lambda x, hook: seen.append(tuple(x.shape[:2])))])
+    sae_causes.generate_texts(
+        model, "", 2, 3, [("blocks.1.hook_resid_pre", lambda x, hook: seen.append(tuple(x.shape[:2])))]
+    )
     assert seen == [(2, 1)] * 3
     assert not model.blocks[1].hook_resid_pre.fwd_hooks
-    assert saes.generate_texts(model, "", 2, 5, seed=1) == saes.generate_texts(model, "", 2, 5, seed=1)
+    assert sae_causes.generate_texts(model, "", 2, 5, seed=1) == sae_causes.generate_texts(model, "", 2, 5, seed=1)

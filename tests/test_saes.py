@@ -1,4 +1,4 @@
-"""Chapter 07, a language model's autoencoders: against sae_lens's own figures, planted answers, and a local service."""
+"""A language model's autoencoders: against sae_lens's own figures, planted answers, and a local service."""
 
 import copy
 import json

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import saes
+from utils import toy_saes
 from utils.runtime import seed_everything
 from utils.show import toy_saes as views
 from utils.superposition import ToyModel, ToyModelConfig
 
-FORMS = [saes.ToySAE, saes.GatedToySAE, saes.TopKToySAE, saes.JumpReLUToySAE]
+FORMS = [toy_saes.ToySAE, toy_saes.GatedToySAE, toy_saes.TopKToySAE, toy_saes.JumpReLUToySAE]
 SMALL = dict(max_examples=25, deadline=None)
 
 
@@ -25,14 +25,14 @@ def toy_model(inst=2, d_in=2, feats=5, p=0.3):
     return ToyModel(ToyModelConfig(inst, feats, d_in), p)
 
 
-def toy_sae(kind=saes.ToySAE, inst=2, d_in=2, d_sae=5, **changes):
-    return kind(saes.ToySAEConfig(inst, d_in, d_sae, **changes), toy_model(inst, d_in))
+def toy_sae(kind=toy_saes.ToySAE, inst=2, d_in=2, d_sae=5, **changes):
+    return kind(toy_saes.ToySAEConfig(inst, d_in, d_sae, **changes), toy_model(inst, d_in))
 
 
-def perfect_sae(kind=saes.ToySAE, **changes):
+def perfect_sae(kind=toy_saes.ToySAE, **changes):
     """One feature per dimension, and latents that are these features: nothing to find, only sizes to get right."""
     model = ToyModel(ToyModelConfig(1, 2, 2), 0.3)
-    sae = kind(saes.ToySAEConfig(1, 2, 2, **changes), model)
+    sae = kind(toy_saes.ToySAEConfig(1, 2, 2, **changes), model)
     with torch.no_grad():
         for matrix in (model.W, sae.W_enc, sae.W_dec):
             matrix.copy_(torch.eye(2))
@@ -47,14 +47,14 @@ def perfect_sae(kind=saes.ToySAE, **changes):
                                    dict(k=0), dict(k=6)])  # fmt: skip
 def test_nonsense_is_refused(wrong):
     with pytest.raises(ValueError):
-        saes.ToySAEConfig(**{"n_inst": 1, **wrong})
+        toy_saes.ToySAEConfig(**{"n_inst": 1, **wrong})
 
 
 def test_a_model_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="2 instances of 2 hidden dimensions"):
-        saes.ToySAE(saes.ToySAEConfig(3), toy_model(2))
+        toy_saes.ToySAE(toy_saes.ToySAEConfig(3), toy_model(2))
     with pytest.raises(ValueError, match="n_inst and d_in"):
-        saes.ToySAE(saes.ToySAEConfig(2, d_in=4), toy_model(2))
+        toy_saes.ToySAE(toy_saes.ToySAEConfig(2, d_in=4), toy_model(2))
 
 
 @pytest.mark.parametrize("wrong", [dict(resample_method="magic"), dict(resample_window=0), dict(steps=0),
@@ -83,7 +83,7 @@ def test_shapes_norms_and_gradients(kind, tied):
     assert not any(name.startswith("model.") for name in trained) and ("_W_dec" in trained) != tied
 
 
-@pytest.mark.parametrize("kind", [saes.ToySAE, saes.GatedToySAE, saes.JumpReLUToySAE])
+@pytest.mark.parametrize("kind", [toy_saes.ToySAE, toy_saes.GatedToySAE, toy_saes.JumpReLUToySAE])
 def test_sparsity_coefficient_0_leaves_the_errors(kind):
     loss_dict, loss, _, _ = (sae := toy_sae(kind, sparsity_coeff=0.0))(sae.generate_batch(32))
     assert loss.allclose(loss_dict["L_reconstruction"] + loss_dict.get("L_aux", 0))
@@ -95,7 +95,7 @@ def test_a_latent_without_a_chance_is_dead(kind):
     with torch.no_grad():
         sae.b_enc[:, 3] = -math.inf
     acts = sae(sae.generate_batch(500))[2]
-    dead = saes.dead_latents((acts > 0).float().mean(0)[None])
+    dead = toy_saes.dead_latents((acts > 0).float().mean(0)[None])
     assert dead[:, 3].all() and not dead.all()
 
 
@@ -103,7 +103,7 @@ def test_a_latent_without_a_chance_is_dead(kind):
 @settings(**SMALL)
 def test_top_k_has_at_most_k(k, seed):
     seed_everything(seed)
-    sae = toy_sae(saes.TopKToySAE, d_in=3, d_sae=6, k=k)
+    sae = toy_sae(toy_saes.TopKToySAE, d_in=3, d_sae=6, k=k)
     active = (sae(sae.generate_batch(50))[2] > 0).sum(-1)
     assert active.max() <= k
 
@@ -112,7 +112,7 @@ def test_top_k_has_at_most_k(k, seed):
 @settings(**SMALL)
 def test_straight_through_gradients_are_slopes_of_averages(theta, eps):
     z = torch.linspace(0, 1, 50_001)
-    for function, slope in ((saes.Heaviside, -1.0), (saes.JumpReLU, -theta)):
+    for function, slope in ((toy_saes.Heaviside, -1.0), (toy_saes.JumpReLU, -theta)):
         limit = torch.tensor(theta, requires_grad=True)
         function.apply(z, limit, eps).mean().backward()
         assert limit.grad.item() == pytest.approx(slope, abs=0.01)
@@ -120,7 +120,7 @@ def test_straight_through_gradients_are_slopes_of_averages(theta, eps):
 
 def test_jump_relu_at_threshold_0_is_the_relu():
     z = torch.randn(100, 3, requires_grad=True)
-    out = saes.JumpReLU.apply(z, torch.zeros(3), 0.1)
+    out = toy_saes.JumpReLU.apply(z, torch.zeros(3), 0.1)
     out.sum().backward()
     assert torch.equal(out, z.relu()) and torch.equal(z.grad, (z > 0).float())
 
@@ -180,7 +180,7 @@ def test_resampled_latents_forget_their_past():
 
 
 def test_badly_rebuilt_inputs_attract_latents_by_the_square_of_their_loss():
-    sae = saes.ToySAE(saes.ToySAEConfig(1, 2, 4_000), toy_model(1))
+    sae = toy_saes.ToySAE(toy_saes.ToySAEConfig(1, 2, 4_000), toy_model(1))
     batch = torch.tensor([[[1.0, 0.0]], [[0.0, 2**0.5]]])  # losses 1 and 2
     sae.generate_batch = lambda batch_size: batch
     with torch.no_grad():
@@ -236,10 +236,10 @@ def test_l1_shrinks_by_what_the_argument_says_and_a_gate_does_not():
     sizes[:, 0, 0] = torch.linspace(0.4, 1, 200)  # one feature, with the dimension to itself
     short = {}
     for name, kind, changes in (
-        ("L1", saes.ToySAE, dict(sparsity_coeff=0.2)),
-        ("half the L1", saes.ToySAE, dict(sparsity_coeff=0.1)),
-        ("no sparsity", saes.ToySAE, dict(sparsity_coeff=0.0)),
-        ("gated", saes.GatedToySAE, dict(sparsity_coeff=0.2)),
+        ("L1", toy_saes.ToySAE, dict(sparsity_coeff=0.2)),
+        ("half the L1", toy_saes.ToySAE, dict(sparsity_coeff=0.1)),
+        ("no sparsity", toy_saes.ToySAE, dict(sparsity_coeff=0.0)),
+        ("gated", toy_saes.GatedToySAE, dict(sparsity_coeff=0.2)),
     ):
         seed_everything(0)
         sae = perfect_sae(kind, **changes)
@@ -260,14 +260,16 @@ def test_l1_shrinks_by_what_the_argument_says_and_a_gate_does_not():
 def test_matches_are_the_best_there_are(d_in, d_sae, feats, seed):
     generator = torch.Generator().manual_seed(seed)
     W_dec, W = torch.randn(d_sae, d_in, generator=generator), torch.randn(d_in, feats, generator=generator)
-    index, cosine = saes.match_latents(W_dec, W)
+    index, cosine = toy_saes.match_latents(W_dec, W)
     table = torch.nn.functional.cosine_similarity(W.T[:, None], W_dec[None], dim=-1)
     assert cosine.allclose(table.amax(-1), atol=1e-5)
     assert table.gather(1, index[:, None])[:, 0].allclose(cosine, atol=1e-5)
 
 
 def test_a_silenced_latent_matches_nothing():
-    index, cosine = saes.match_latents(torch.tensor([[0.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0], [1.0, 3.0]]))
+    index, cosine = toy_saes.match_latents(
+        torch.tensor([[0.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0], [1.0, 3.0]])
+    )
     assert index.tolist() == [1, 1] and cosine.tolist() == pytest.approx([0.5**0.5, 1.0])
 
 
@@ -275,15 +277,15 @@ def test_a_silenced_latent_matches_nothing():
 @settings(**SMALL)
 def test_shrinkage_is_the_factor_that_a_correction_would_take_out(factor, seed):
     h = torch.randn(50, 2, 3, generator=torch.Generator().manual_seed(seed))
-    assert saes.shrinkage(h, factor * h).tolist() == pytest.approx([factor] * 2, rel=1e-4)
+    assert toy_saes.shrinkage(h, factor * h).tolist() == pytest.approx([factor] * 2, rel=1e-4)
     rebuilt = factor * h + 0.2 * h.flip(0)
-    g = saes.shrinkage(h, rebuilt)[:, None]
+    g = toy_saes.shrinkage(h, rebuilt)[:, None]
     error = [(rebuilt / (g * change) - h).pow(2).sum((0, 2)) for change in (1.0, 0.9, 1.1)]
     assert (error[0] < error[1]).all() and (error[0] < error[2]).all()
 
 
 def test_an_answer_of_zeros_has_shrinkage_0():
-    assert saes.shrinkage(torch.ones(4, 2, 3), torch.zeros(4, 2, 3)).tolist() == [0, 0]
+    assert toy_saes.shrinkage(torch.ones(4, 2, 3), torch.zeros(4, 2, 3)).tolist() == [0, 0]
 
 
 # ---------------------------------------------------------------- pictures
