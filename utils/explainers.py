@@ -82,6 +82,16 @@ def score(
 
 # -------------------------------- the world's own labels
 
+
+def correlations(
+    guesses: Float[Tensor, "guess token"], acts: Float[Tensor, " token"]
+) -> Float[Tensor, " guess"]:
+    """`simulation_score` of many guesses at once."""
+    guesses, truth = guesses - guesses.mean(dim=1, keepdim=True), acts - acts.mean()
+    lengths = guesses.norm(dim=1) * truth.norm()
+    return torch.where(lengths > 0, guesses @ truth / lengths, 0.0)
+
+
 PART = re.compile(r'(?:the token ("(?:[^"\\]|\\.)*")|([\w:>=]+)) \(([\d.]+)\)')
 
 
@@ -139,9 +149,7 @@ class WorldExplainer:
         chosen, guess, best = [], torch.zeros(acts.numel()), 0.0
         while len(chosen) < self.parts:
             trials = torch.maximum(guess, mean[:, None] * holds)
-            scores = torch.tensor(
-                [simulation_score(trial, acts.flatten()) for trial in trials]
-            )
+            scores = correlations(trials, acts.flatten())
             if scores.max() < best + self.gain:
                 break
             best, winner = scores.max().item(), scores.argmax().item()

@@ -372,8 +372,10 @@ def f1_scores(
     """
     truth = labels.float()
     scores = []
+    # One buffer for all thresholds: a new one for each would take as long as the rest.
+    fires = torch.empty_like(values, dtype=truth.dtype)
     for threshold in thresholds:
-        fires = (values >= threshold).float()
+        torch.ge(values, threshold, out=fires)
         hits = truth.T @ fires
         # Hits and false alarms together are all firings, hits and misses all labelled
         # tokens.
