@@ -239,7 +239,7 @@ def get_k_largest_indices(
     if not no_overlap:
         return places[:k]
     chosen: list[list[int]] = []
-    for row, position in places.tolist():
+    for row, position in zip(*places.T.tolist(), strict=True):
         if len(chosen) == k:
             break
         if all(row != r or abs(position - p) > 2 * buffer for r, p in chosen):
@@ -534,11 +534,13 @@ def greedy_cover(
     """
     chosen, history = [], [0.0]
     covered = torch.zeros_like(label)
-    truth = label.float()
+    numbers = fires.float()
     while len(chosen) < n:
-        new = fires[~covered].float()  # only what the chosen ones leave over can change
-        hits = truth[covered].sum() + truth[~covered] @ new
-        f1 = 2 * hits / (covered.sum() + new.sum(0) + truth.sum()).clamp_min(1)
+        # Only what the chosen ones leave over can change: firings there, and hits.
+        left = torch.stack([~covered, ~covered & label]).float()
+        new, new_hits = left @ numbers
+        hits = (covered & label).sum() + new_hits
+        f1 = 2 * hits / (covered.sum() + new + label.sum()).clamp_min(1)
         best = f1.argmax().item()
         if f1[best].item() <= history[-1]:
             break
