@@ -14,8 +14,8 @@ from utils.checks.hints import read_hints
 MODULES = [importlib.import_module(f"utils.checks.{m.name}") for m in pkgutil.iter_modules(checks.__path__)]
 # A chapter's second module has the same one.
 CHAPTERS = list(dict.fromkeys(m.chapter for m in MODULES if isinstance(getattr(m, "chapter", None), Chapter)))
-EXERCISES = [(c, e) for c in CHAPTERS for e in c.exercises.values()]
-IDS = [f"{c.name}.{e.name}" for c, e in EXERCISES]
+EXERCISES = [e for c in CHAPTERS for e in c.exercises.values()]
+IDS = [e.target.removeprefix("utils.") for e in EXERCISES]
 CONSTANTS = [0, None, "", [], {}, torch.zeros(1)]
 
 
@@ -26,9 +26,12 @@ def patience(monkeypatch, outcomes_kept):
 
 
 def numbered(attribute):
-    pairs = [(c, e, i, x) for c, e in EXERCISES for i, x in enumerate(getattr(e, attribute))]
-    ids = [f"{c.name}.{e.name}-{i}" for c, e, i, _ in pairs]
-    return pytest.mark.parametrize("exercise, item", [(e, x) for _, e, _, x in pairs], ids=ids)
+    items = [
+        pytest.param(exercise, item, id=f"{name}-{i}")
+        for exercise, name in zip(EXERCISES, IDS, strict=True)
+        for i, item in enumerate(getattr(exercise, attribute))
+    ]
+    return pytest.mark.parametrize("exercise, item", items)
 
 
 def constant(value):
@@ -48,8 +51,8 @@ def stub_of(solution):
     return type(solution.__name__, (solution,), methods)
 
 
-@pytest.mark.parametrize("chapter, exercise", EXERCISES, ids=IDS)
-def test_solution_passes(chapter, exercise):
+@pytest.mark.parametrize("exercise", EXERCISES, ids=IDS)
+def test_solution_passes(exercise):
     verdict = exercise.verdict(exercise.solution)
     assert verdict.state == "solved", (verdict.says, verdict.detail)
 
@@ -67,22 +70,22 @@ def test_mistake_is_named(exercise, item, mistakes_caught):
     assert said == item
 
 
-@pytest.mark.parametrize("chapter, exercise", EXERCISES, ids=IDS)
-def test_stub_and_constants_are_rejected(chapter, exercise):
+@pytest.mark.parametrize("exercise", EXERCISES, ids=IDS)
+def test_stub_and_constants_are_rejected(exercise):
     assert exercise.verdict(stub_of(exercise.solution)).state == "unwritten"
     for value in CONSTANTS:
         assert exercise.verdict(constant(value)).state == "wrong", value
 
 
-@pytest.mark.parametrize("chapter, exercise", EXERCISES, ids=IDS)
-def test_every_law_can_be_broken(chapter, exercise):
+@pytest.mark.parametrize("exercise", EXERCISES, ids=IDS)
+def test_every_law_can_be_broken(exercise):
     for sentence, law in exercise.laws.items():
         wrong = [*exercise.mistakes.values(), *(constant(value) for value in CONSTANTS)]
         assert any(not exercise.obeys(law, fn) for fn in wrong), sentence
 
 
-@pytest.mark.parametrize("chapter, exercise", EXERCISES, ids=IDS)
-def test_exercise_is_complete(chapter, exercise):
+@pytest.mark.parametrize("exercise", EXERCISES, ids=IDS)
+def test_exercise_is_complete(exercise):
     assert len(exercise.mistakes) >= 3
     assert all(len(sentence) <= 160 for sentence in exercise.mistakes)
     assert exercise.right_answers, "state one differently written right answer"

@@ -7,13 +7,12 @@ from hypothesis import strategies as st
 from transformer_lens.utilities import get_act_name
 
 from utils import inspection as ins
-from utils.checks.induction import noise, random_tokens
-from utils.checks.inspection import small_gpt
+from utils.checks.models import noise, random_tokens, small_gpt
 
 
 @pytest.fixture
 def model():
-    return small_gpt()
+    return small_gpt(4, 3)
 
 
 def test_every_name_of_the_cache_is_what_act_name_makes(model):
@@ -111,11 +110,11 @@ def test_gradients_leave_weights_and_hooks_alone(model):
 def test_other_sizes_work_too():
     """No layer count, head count or width is hard-wired."""
     model = small_gpt(12, 2)
-    assert ins.stack_over_layers(model, "mlp.W_in").shape == (12, 10, 21)
+    assert ins.stack_over_layers(model, "mlp.W_in").shape == (12, 20, 80)
     _, cache = model.run_with_cache(random_tokens(3, 5), names_filter=ins.keep_only(["q", "k", "pattern"], [11]))
     assert torch.allclose(ins.attention_pattern(cache["q", 11], cache["k", 11]), cache["pattern", 11], atol=1e-5)
     gradients = ins.gradient_cache(model, random_tokens(1, 6), ins.keep_only(["post"], [0, 10]))
-    assert {tuple(g.shape) for g in gradients.values()} == {(1, 6, 21)} and len(gradients) == 2
+    assert {tuple(g.shape) for g in gradients.values()} == {(1, 6, 80)} and len(gradients) == 2
 
 
 def test_bad_input_is_named(model):

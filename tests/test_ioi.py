@@ -8,7 +8,8 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig, patchin
 
 from utils import ioi
 from utils.checks.hypotheses import Hypotheses
-from utils.checks.ioi import metric, small_model, small_runs, tokenizer_of
+from utils.checks.ioi import metric, small_runs
+from utils.checks.models import small_gpt, tokenizer_of
 from utils.models import load_tokenizer
 from utils.world import HELD_OUT_NAME_PAIRS
 from utils.world.templates import IOI as TEMPLATES
@@ -80,13 +81,13 @@ def test_bad_names_and_templates_are_refused(tokenizer):
 
 def test_metric_is_1_on_the_clean_and_0_on_the_corrupted_run():
     clean, corrupted, *_ = small_runs()
-    got = [metric(small_model()(tokens)).item() for tokens in (clean, corrupted)]
+    got = [metric(small_gpt()(tokens)).item() for tokens in (clean, corrupted)]
     assert got == pytest.approx([1, 0], abs=1e-4)
 
 
 def test_bad_answers_and_references_are_refused():
     clean, _, answers, *_ = small_runs()
-    logits = small_model()(clean)
+    logits = small_gpt()(clean)
     with pytest.raises(ValueError, match="must be of shape"):
         ioi.logits_to_ave_logit_diff(logits, answers[:2])
     with pytest.raises(ValueError, match="nothing could be restored"):
@@ -94,7 +95,7 @@ def test_bad_answers_and_references_are_refused():
 
 
 def test_parts_add_up_to_the_logit_difference():
-    model = small_model()
+    model = small_gpt()
     clean, _, answers, cache, _ = small_runs()
     directions = (model.W_U[:, answers[:, 0]] - model.W_U[:, answers[:, 1]]).T
     # This model's final LayerNorm is not folded: its weight belongs to the direction, its bias adds a constant.
@@ -110,18 +111,18 @@ def test_parts_add_up_to_the_logit_difference():
 
 def test_residual_sweep_equals_the_librarys():
     _, corrupted, _, cache, _ = small_runs()
-    ours = ioi.get_act_patch_resid_pre(small_model(), corrupted, cache, metric)
-    assert torch.allclose(ours, patching.get_act_patch_resid_pre(small_model(), corrupted, cache, metric), atol=1e-5)
+    ours = ioi.get_act_patch_resid_pre(small_gpt(), corrupted, cache, metric)
+    assert torch.allclose(ours, patching.get_act_patch_resid_pre(small_gpt(), corrupted, cache, metric), atol=1e-5)
 
 
 @pytest.mark.parametrize("activation, name", [("z", "out"), ("q", "q"), ("k", "k"), ("v", "v"), ("pattern", "pattern")])
 def test_head_sweeps_equal_the_librarys(activation, name):
     _, corrupted, _, cache, _ = small_runs()
-    ours = ioi.get_act_patch_heads(small_model(), corrupted, cache, metric, activation)
-    theirs = getattr(patching, f"get_act_patch_attn_head_{name}_all_pos")(small_model(), corrupted, cache, metric)
+    ours = ioi.get_act_patch_heads(small_gpt(), corrupted, cache, metric, activation)
+    theirs = getattr(patching, f"get_act_patch_attn_head_{name}_all_pos")(small_gpt(), corrupted, cache, metric)
     assert torch.allclose(ours, theirs, atol=1e-5) and ours.abs().max() > 1e-3
     with pytest.raises(ValueError, match="choose z, q, k, v or pattern"):
-        ioi.get_act_patch_heads(small_model(), corrupted, cache, metric, "mlp")
+        ioi.get_act_patch_heads(small_gpt(), corrupted, cache, metric, "mlp")
 
 
 def attention_only() -> HookedTransformer:
@@ -129,7 +130,7 @@ def attention_only() -> HookedTransformer:
     return HookedTransformer(HookedTransformerConfig(**sizes, normalization_type="LNPre", seed=4))
 
 
-@pytest.mark.parametrize("model", [small_model(), attention_only()], ids=["with MLPs", "attention only"])
+@pytest.mark.parametrize("model", [small_gpt(), attention_only()], ids=["with MLPs", "attention only"])
 @pytest.mark.parametrize("corrupt_at", [0, 4, 8])
 def test_fast_sweep_over_positions_equals_the_librarys(model, corrupt_at):
     clean, _, answers, *_ = small_runs()
@@ -140,56 +141,6 @@ def test_fast_sweep_over_positions_equals_the_librarys(model, corrupt_at):
     ours = ioi.get_act_patch_heads_by_pos(model, corrupted, cache, ask)
     theirs = patching.get_act_patch_attn_head_out_by_pos(model, corrupted, cache, ask)
     assert torch.allclose(ours, theirs, atol=1e-4)
-
-
-# ---------------------------------------------------------------- path patching
-
-
-def test_path_from_the_last_layer_to_the_logits_is_plain_patching():
-    """Nothing comes after the last layer's heads, so freezing the others makes no difference."""
-    clean, _, _, orig, new = small_runs()
-    hook = partial(ioi.patch_head_vector, head_index=3, clean_cache=new)
-    plain = small_model().run_with_hooks(clean, fwd_hooks=[("blocks.2.attn.hook_z", hook)])
-    assert torch.allclose(ioi.path_patch_to_logits(small_model(), clean, orig, new, (2, 3)), plain, atol=1e-5)
-
-
-def test_path_to_all_later_heads_and_values_alike_restores_plain_patching_without_mlps():
-    """In an attention-only model with two layers, what a head of layer 0 does is: its own path to the logits, and
-    its paths into queries, keys and values of layer 1, all at once."""
-    sizes = dict(n_layers=2, d_model=20, n_heads=3, d_head=6, n_ctx=32, d_vocab=37, attn_only=True)
-    model = HookedTransformer(HookedTransformerConfig(**sizes, normalization_type=None, seed=5))
-    clean, corrupted, *_ = small_runs()
-    orig, new = (model.run_with_cache(tokens)[1] for tokens in (clean, corrupted))
-    hook = partial(ioi.patch_head_vector, head_index=1, clean_cache=new)
-    plain = model.run_with_hooks(clean, fwd_hooks=[("blocks.0.attn.hook_z", hook)])
-    direct = ioi.path_patch_to_logits(model, clean, orig, new, (0, 1)) - model(clean)
-    freeze = partial(ioi.patch_or_freeze_heads, sender=(0, 1), orig_cache=orig, new_cache=new)
-    with model.hooks(fwd_hooks=[(lambda name: name.endswith("hook_z"), freeze)]):
-        _, heard = model.run_with_cache(clean)
-    hooks = [(f"blocks.1.attn.hook_{x}", lambda _, hook: heard[hook.name]) for x in "qkv"]
-    through_heads = model.run_with_hooks(clean, fwd_hooks=hooks) - model(clean)
-    assert torch.allclose(model(clean) + direct + through_heads, plain, atol=1e-4)
-
-
-def test_paths_refuse_receivers_before_the_sender():
-    clean, _, _, orig, new = small_runs()
-    with pytest.raises(ValueError, match="only send to heads of later layers"):
-        ioi.path_patch_to_heads(small_model(), clean, orig, new, (1, 0), [(1, 2)], "q")
-    with pytest.raises(ValueError, match="choose q, k or v"):
-        ioi.path_patch_to_heads(small_model(), clean, orig, new, (0, 0), [(1, 2)], "z")
-
-
-# ---------------------------------------------------------------- circuits
-
-
-def test_a_circuit_of_all_heads_is_the_model_and_wrong_means_are_refused():
-    model, (clean, corrupted, *_) = small_model(), small_runs()
-    means = ioi.mean_z(model, corrupted)
-    everything = [(layer, head) for layer in range(3) for head in range(5)]
-    assert torch.allclose(ioi.run_circuit(model, clean, everything, means), model(clean), atol=1e-5)
-    assert not torch.allclose(ioi.run_circuit(model, clean, everything[1:], means), model(clean), atol=1e-3)
-    with pytest.raises(ValueError, match="take them on such prompts"):
-        ioi.run_circuit(model, clean[:, :-1], everything, means)
 
 
 def test_hypotheses_grade_guesses():

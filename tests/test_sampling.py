@@ -1,15 +1,14 @@
-"""Sampling, beam search and the cache, beside transformers' `generate` on the same weights."""
+"""Sampling and beam search, beside transformers' `generate` on the same weights."""
 
 import math
 
 import pytest
 import torch
 from scipy.stats import chisquare
-from small_models import SMALL, random_demo, to_hf
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from utils import sampling as s
+from utils.checks.models import LIKE_GPT2, random_demo, to_hf
 from utils.models import load, load_hf
 from utils.transformer import Config, from_transformer_lens
 
@@ -235,30 +234,7 @@ def test_a_ban_on_everything_ends_cleanly(model):
         assert all(len(set(tokens)) == len(tokens) == 4 for _, tokens in found) and len(found) == 2
 
 
-# ---------------------------------------------------------------- the cache
-
-
-def test_cached_logits_equal_uncached_at_every_step(model):
-    tokens = torch.randint(0, 50, (3, 40), generator=torch.Generator().manual_seed(0))
-    want = model(tokens)
-    cache = s.KeyValueCache(SMALL, 3)
-    got = [s.forward_with_cache(model, tokens[:, :7], cache)]
-    got += [s.forward_with_cache(model, tokens[:, i : i + 1], cache) for i in range(7, 40)]
-    torch.testing.assert_close(torch.cat(got, dim=1), want, rtol=1e-5, atol=1e-5)
-
-
-def test_cached_logits_with_prompts_of_different_lengths(model):
-    lengths, longest = [3, 9, 1, 6], 9
-    draw = torch.Generator().manual_seed(0)
-    texts = [torch.randint(0, 50, (n + 10,), generator=draw) for n in lengths]
-    padding = torch.tensor([longest - n for n in lengths])
-    padded = torch.stack([torch.cat([torch.full((longest - len(t) + 10,), s.PAD), t]) for t in texts])
-    cache = s.KeyValueCache(SMALL, 4, padding=padding)
-    steps = [s.forward_with_cache(model, padded[:, :longest], cache)]
-    steps += [s.forward_with_cache(model, padded[:, i : i + 1], cache) for i in range(longest, longest + 10)]
-    got = torch.cat(steps, dim=1)
-    for row, (text, pad) in enumerate(zip(texts, padding.tolist(), strict=True)):
-        torch.testing.assert_close(got[row, pad:], model(text[None])[0], rtol=1e-5, atol=1e-5)
+# ---------------------------------------------------------------- with and without the cache
 
 
 @pytest.mark.parametrize("kwargs", [{"temperature": 0}, {"top_k": 5}, {"top_p": 0.9, "frequency_penalty": 0.5}])
@@ -276,25 +252,6 @@ def test_a_batch_of_different_lengths_gives_what_each_prompt_gives_alone(sampler
     together = sampler.generate(prompts, 20, temperature=0, frequency_penalty=0.3)
     alone = [sampler.generate([p], 20, temperature=0, frequency_penalty=0.3)[0] for p in prompts]
     assert together == alone
-
-
-def test_select_keeps_the_rows_asked_for(model):
-    tokens = torch.randint(0, 50, (2, 6), generator=torch.Generator().manual_seed(0))
-    cache = s.KeyValueCache(SMALL, 2)
-    s.forward_with_cache(model, tokens[:, :5], cache)
-    rows = torch.tensor([1, 0, 1])
-    cache.select(rows)
-    torch.testing.assert_close(s.forward_with_cache(model, tokens[rows, 5:], cache), model(tokens)[rows, 5:])
-
-
-@pytest.mark.parametrize("cached", [False, True])
-def test_the_cost_model_counts_what_torch_counts(model, cached):
-    cache, tokens = s.KeyValueCache(SMALL, 1), torch.ones(1, 12, dtype=torch.long)
-    if cached:
-        s.forward_with_cache(model, tokens[:, :11], cache)
-    with FlopCounterMode(display=False) as counter:
-        s.forward_with_cache(model, tokens[:, cache.length :], cache)
-    assert counter.get_total_flops() == sum(s.flops_per_new_token(SMALL, 11, cached).values())
 
 
 # ---------------------------------------------------------------- the sampler, and what ends a text
@@ -317,9 +274,9 @@ def test_the_sampler_stops_at_eos(sampler):
 
 
 def test_generation_ends_at_the_context(model, sampler):
-    assert len(sampler.generate([[1, 2, 3]], 500, stop_at_eos=False)[0]) == SMALL.n_ctx
-    assert s.sample_tokens(model, torch.tensor([[1, 2]]), 500).shape[1] == SMALL.n_ctx
-    assert all(len(tokens) == SMALL.n_ctx for _, tokens in s.beam_search(model, torch.tensor([1, 2]), 2, 500))
+    assert len(sampler.generate([[1, 2, 3]], 500, stop_at_eos=False)[0]) == LIKE_GPT2.n_ctx
+    assert s.sample_tokens(model, torch.tensor([[1, 2]]), 500).shape[1] == LIKE_GPT2.n_ctx
+    assert all(len(tokens) == LIKE_GPT2.n_ctx for _, tokens in s.beam_search(model, torch.tensor([1, 2]), 2, 500))
 
 
 def test_sample_takes_one_prompt_or_several(sampler):
@@ -386,9 +343,3 @@ def test_bad_arguments_are_named(call, named):
 def test_bad_calls_of_the_sampler_are_named(sampler, call, named):
     with pytest.raises(ValueError, match=named):
         call(sampler)
-
-
-def test_a_full_cache_says_so(model):
-    cache = s.KeyValueCache(SMALL, 1, n_max=3)
-    with pytest.raises(ValueError, match="n_max=3"):
-        s.forward_with_cache(model, torch.ones(1, 4, dtype=torch.long), cache)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils import superposition as sup
+from utils.checks.superposition import polygon
 from utils.runtime import seed_everything
 
 SMALL = dict(max_examples=25, deadline=None)
@@ -16,11 +17,6 @@ SMALL = dict(max_examples=25, deadline=None)
 @pytest.fixture(autouse=True)
 def seeded():
     seed_everything(0)
-
-
-def polygon(sides):
-    angle = torch.arange(sides) * 2 * math.pi / sides
-    return torch.stack([angle.cos(), angle.sin()])
 
 
 # ---------------------------------------------------------------- codes
@@ -70,13 +66,6 @@ def test_a_model_lays_its_features_out_as_promised():
 def test_excluding_features_cannot_both_be_frequent():
     with pytest.raises(ValueError, match="at most 0.5"):
         sup.generate_anticorrelated_features(torch.tensor([[0.51]]), 10)
-
-
-def test_a_dataset_has_no_empty_point():
-    data = sup.generate_dataset(500, 3, 0.05)
-    assert data.norm(dim=1).allclose(torch.ones(500))
-    with pytest.raises(ValueError, match="raise feature_probability"):
-        sup.generate_dataset(5, 3, 0.0)
 
 
 # ---------------------------------------------------------------- models
@@ -171,33 +160,6 @@ def test_training_taken_up_again_ends_where_it_would_have(tmp_path):
     assert torch.equal(whole, resumed)
     assert whole_history.steps == resumed_history.steps == [10, 20, 30, 40]
     assert torch.equal(whole_history.losses, resumed_history.losses)
-
-
-def test_a_padded_dataset_counts_only_its_own_points():
-    short, long = sup.generate_dataset(3, 6, 0.4), sup.generate_dataset(9, 6, 0.4)
-    both, alone = sup.FixedDataModel([short, long]), sup.FixedDataModel([short])
-    with torch.no_grad():
-        alone.W.copy_(both.W[:1])
-        losses = [m.calculate_loss(m(m.generate_batch()), m.generate_batch())[0].item() for m in (both, alone)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-
-def test_double_descent_can_be_taken_up_again(tmp_path):
-    options = dict(sizes=[3, 40], n_features=12, feature_probability=0.3, steps=20, n_test=30)
-    state = torch.get_rng_state()
-    first = sup.double_descent(**options)
-    assert torch.equal(state, torch.get_rng_state())  # it has a seed of its own
-    for _ in range(2):  # the second call finds everything done
-        again = sup.double_descent(**options, folder=tmp_path)
-        assert [(r.n_points, r.train_loss, r.test_loss) for r in again] == [
-            (r.n_points, r.train_loss, r.test_loss) for r in first
-        ]
-    assert first[1].hidden.shape == (2, 40)
-
-
-def test_groups_pad_little():
-    groups = sup._groups([3, 5, 60, 100, 150, 500])
-    assert groups == [[3, 5, 60], [100, 150], [500]]
 
 
 # ---------------------------------------------------------------- measures

@@ -4,19 +4,19 @@ import math
 
 import pytest
 import torch
-from small_models import SMALL, random_demo
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from utils import transformer as t
+from utils.checks.models import LIKE_GPT2, random_demo
 from utils.models import load
 
 TOKENS = torch.randint(0, 50, (2, 11), generator=torch.Generator().manual_seed(0))
 
 
 def hooked(**more) -> HookedTransformer:
-    cfg = dict(d_model=24, n_layers=3, n_heads=3, d_head=8, d_mlp=40, d_vocab=50, n_ctx=40)
-    cfg |= dict(act_fn="gelu_new", normalization_type="LN", device="cpu", seed=0)
-    return HookedTransformer(HookedTransformerConfig(**(cfg | more)))
+    sizes = {name: size for name, size in vars(LIKE_GPT2).items() if name.startswith(("d_", "n_"))}
+    cfg = dict(act_fn="gelu_new", normalization_type="LN", device="cpu", seed=0)
+    return HookedTransformer(HookedTransformerConfig(**(sizes | cfg | more)))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_the_mask_hides_exactly_the_future(demo):
 
 
 def test_shapes_are_those_of_the_cache(cache):
-    shapes = t.activation_shapes(SMALL, *TOKENS.shape)
+    shapes = t.activation_shapes(LIKE_GPT2, *TOKENS.shape)
     named = {name.removeprefix("blocks.0."): tuple(x.shape) for name, x in cache.items()}
     for name, shape in shapes.items():
         if name not in ("tokens", "logits"):
@@ -150,7 +150,7 @@ def learnable_rows(n=64):
 
 def test_training_lowers_the_loss_below_the_unigram_baseline():
     torch.manual_seed(0)
-    model = t.DemoTransformer(SMALL)
+    model = t.DemoTransformer(LIKE_GPT2)
     rows = learnable_rows()
     losses = t.Trainer(model, rows, steps=60, batch_size=16, lr=1e-2).fit()
     assert losses[-1] < 1.0 < t.unigram_loss(rows, rows, 50)
@@ -160,7 +160,7 @@ def test_an_interrupted_training_goes_on_to_the_same_end():
     ends = []
     for stop in (None, 7):
         torch.manual_seed(0)
-        model = t.DemoTransformer(SMALL)
+        model = t.DemoTransformer(LIKE_GPT2)
         calls = 0
 
         def step(*args, stop=stop):
@@ -216,7 +216,7 @@ def test_the_best_symmetric_table_loses_nothing_on_symmetric_counts_and_somethin
 def test_folding_keeps_the_log_probabilities(demo):
     state = demo.state_dict()
     before = {name: x.clone() for name, x in state.items()}
-    folded = t.DemoTransformer(SMALL)
+    folded = t.DemoTransformer(LIKE_GPT2)
     folded.load_state_dict(t.fold_layer_norm(state))
     torch.testing.assert_close(folded(TOKENS).log_softmax(-1), demo(TOKENS).log_softmax(-1), rtol=0, atol=1e-5)
     assert all(torch.equal(before[name], x) for name, x in state.items())
@@ -247,6 +247,6 @@ def test_similarity_by_distance():
 def test_shortformer_attention_gives_what_transformer_lens_gives():
     lens = hooked(attn_only=True, normalization_type=None, positional_embedding_type="shortformer")
     cache = lens.run_with_cache(TOKENS)[1]
-    attn = t.ShortformerAttention(SMALL)
+    attn = t.ShortformerAttention(LIKE_GPT2)
     attn.load_state_dict(lens.blocks[1].attn.state_dict(), strict=False)
     close(attn(cache["resid_pre", 1], cache["pos_embed"]), cache["attn_out", 1])

@@ -21,6 +21,23 @@ from tqdm.auto import tqdm
 
 from utils.world.tasks import LAYOUTS, task_prompt
 
+# What chapter 10 imports: all but its exercises.
+__all__ = [
+    "LAYOUTS",
+    "START",
+    "Head",
+    "Pair",
+    "accuracy",
+    "causal_effects_fast",
+    "completion_ids",
+    "layer_output",
+    "one_token_pairs",
+    "out_projection",
+    "out_weights",
+    "remote_options",
+    "top_heads",
+]
+
 Head = tuple[int, int]
 Pair = tuple[str, str]
 START = "<|endoftext|>"  # every document of the training text began with it

@@ -1,9 +1,8 @@
 """Toy models of superposition: more features than dimensions, what that costs, and when
 a model does it.
 
-Sources: "Toy Models of Superposition" (arXiv 2209.10652), "Superposition, Memorization,
-and Double Descent" (transformer-circuits.pub/2023/toy-double-descent), "Polysemanticity
-and Capacity in Neural Networks" (arXiv 2210.01892).
+Sources: "Toy Models of Superposition" (arXiv 2209.10652), "Polysemanticity and Capacity
+in Neural Networks" (arXiv 2210.01892).
 
 A feature is one input coordinate that is usually 0 and otherwise uniform between 0 and
 1. A model has one column of `W` per feature. `inst` counts models of one shape that are
@@ -21,6 +20,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
+
+# What chapter 06 imports: all but its exercises.
+__all__ = [
+    "History",
+    "ToyModelConfig",
+    "cosine_decay",
+    "cosine_matrix",
+    "features_per_neuron",
+    "neighbour_angles",
+    "pair_cosines",
+    "share_near_plateaus",
+    "train_quadratic",
+]
 
 # ---------------------------------------------------------------- codes
 
@@ -200,30 +212,6 @@ def generate_anticorrelated_features(
     return einops.rearrange(size * on, "batch inst pairs two -> batch inst (pairs two)")
 
 
-def generate_dataset(
-    n_points: int, n_features: int, feature_probability: float
-) -> Float[Tensor, "n_points feats"]:
-    """Sparse data points of length 1, none of them empty: a point in which no feature
-    is on is drawn again.
-
-    Source: the double-descent note, "Experiment setup".
-
-    Raises:
-        ValueError: the probability or the number of features is 0, so that every point
-            is empty.
-    """
-    if n_features < 1 or feature_probability <= 0:
-        raise ValueError(
-            "a data point needs at least one feature that can be on: raise "
-            "feature_probability"
-        )
-    p = torch.full((1, n_features), float(feature_probability))
-    points = generate_uncorrelated_features(p, n_points)[:, 0]
-    while (empty := points.sum(-1) == 0).any():
-        points[empty] = generate_uncorrelated_features(p, int(empty.sum()))[:, 0]
-    return points / points.norm(dim=-1, keepdim=True)
-
-
 # ---------------------------------------------------------------- learning rate
 
 
@@ -242,11 +230,9 @@ def warmup_cosine(step: int, steps: int, warmup: float = 0.05) -> float:
     it fall along half a cosine.
     """
     start = warmup * steps
-    return (
-        (step + 1) / start
-        if step + 1 < start
-        else cosine_decay(step - start, steps - start)
-    )
+    if step + 1 < start:
+        return (step + 1) / start
+    return cosine_decay(step - start, steps - start)
 
 
 # ---------------------------------------------------------------- the model
@@ -269,13 +255,8 @@ class ToyModelConfig:
     n_anticorrelated_pairs: int = 0
 
     def __post_init__(self):
-        if (
-            self.n_inst < 1
-            or min(
-                self.n_features, self.n_correlated_pairs, self.n_anticorrelated_pairs
-            )
-            < 0
-        ):
+        pairs = self.n_correlated_pairs + self.n_anticorrelated_pairs
+        if self.n_inst < 1 or min(vars(self).values()) < 0:
             raise ValueError(
                 f"give at least one instance and no negative number: {self}"
             )
@@ -283,10 +264,7 @@ class ToyModelConfig:
             raise ValueError(
                 f"d_hidden is {self.d_hidden}: give at least one hidden dimension"
             )
-        if (
-            2 * (self.n_correlated_pairs + self.n_anticorrelated_pairs)
-            > self.n_features
-        ):
+        if 2 * pairs > self.n_features:
             raise ValueError(
                 f"the pairs need more than {self.n_features} features: raise n_features"
             )
@@ -366,16 +344,13 @@ class ToyModel(nn.Module):
             raise ValueError(f"batch_size is {batch_size}: give at least 1")
         p, together = self.feature_probability, 2 * self.cfg.n_correlated_pairs
         pairs = together + 2 * self.cfg.n_anticorrelated_pairs
-        parts = [
-            generate_correlated_features(p[:, :together:2], batch_size)
-            if together
-            else None,
-            generate_anticorrelated_features(p[:, together:pairs:2], batch_size)
-            if pairs > together
-            else None,
-            generate_uncorrelated_features(p[:, pairs:], batch_size),
-        ]
-        parts = [part for part in parts if part is not None]
+        parts = []
+        if together:
+            parts.append(generate_correlated_features(p[:, :together:2], batch_size))
+        if pairs > together:
+            apart = p[:, together:pairs:2]
+            parts.append(generate_anticorrelated_features(apart, batch_size))
+        parts.append(generate_uncorrelated_features(p[:, pairs:], batch_size))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def calculate_loss(
@@ -387,9 +362,8 @@ class ToyModel(nn.Module):
         features; 0 without features.
         """
         squared_error = ((out - batch) ** 2).sum(dim=0) / batch.shape[0]
-        return (self.importance * squared_error).sum(dim=-1) / max(
-            1, self.cfg.n_features
-        )
+        weighted = (self.importance * squared_error).sum(dim=-1)
+        return weighted / max(1, self.cfg.n_features)
 
     def optimize(
         self,
@@ -619,129 +593,6 @@ def features_per_neuron(
     sizes = W.abs()
     largest = sizes.amax(-1, keepdim=True)
     return ((sizes > threshold * largest) & (largest > 0.1)).sum(-1)
-
-
-# -------------------------------- from data points to features
-
-
-class FixedDataModel(ToyModel):
-    """Toy models that see the same data at every step: `datasets[i]` [points feats] is
-    all that model i ever sees.
-
-    Datasets of different sizes are padded with rows of weight 0, so that all models
-    still train in one batch.
-    """
-
-    def __init__(
-        self, datasets: Sequence[Float[Tensor, "points feats"]], d_hidden: int = 2
-    ):
-        super().__init__(ToyModelConfig(len(datasets), datasets[0].shape[-1], d_hidden))
-        rows = max(len(data) for data in datasets)
-        padded = torch.zeros(len(datasets), self.cfg.n_features, rows)
-        weight = torch.zeros(len(datasets), 1, rows)
-        for i, data in enumerate(datasets):
-            padded[i, :, : len(data)] = data.T
-            weight[i, :, : len(data)] = 1 / len(data)
-        self.register_buffer("data", padded.permute(2, 0, 1), persistent=False)
-        self.register_buffer("row_weight", weight.permute(2, 0, 1), persistent=False)
-
-    def generate_batch(self, batch_size: int = 0) -> Float[Tensor, "rows inst feats"]:
-        """All the data, every time."""
-        return self.data
-
-    def calculate_loss(
-        self,
-        out: Float[Tensor, "rows inst feats"],
-        batch: Float[Tensor, "rows inst feats"],
-    ) -> Float[Tensor, " inst"]:
-        """Squared length of the error per data point, averaged over each model's own
-        points.
-        """
-        return (self.row_weight * (out - batch) ** 2).sum(dim=(0, 2))
-
-
-@dataclass
-class SizeResult:
-    """What came of one dataset size; losses are squared lengths of the error per point
-    of length 1.
-    """
-
-    n_points: int
-    train_loss: float
-    test_loss: float
-    W: Float[Tensor, "d_hidden feats"]
-    hidden: Float[Tensor, "d_hidden points"]
-
-
-def double_descent(
-    sizes: Sequence[int],
-    n_features: int = 200,
-    feature_probability: float = 0.02,
-    d_hidden: int = 2,
-    steps: int = 5_000,
-    lr: float = 1e-2,
-    weight_decay: float = 1e-2,
-    n_test: int = 5_000,
-    seed: int = 0,
-    folder: Path | str | None = None,
-    device: torch.device | str = "cpu",
-) -> list[SizeResult]:
-    """Train one model per dataset size on that fixed dataset, and test all of them on
-    the same fresh points.
-
-    Sizes that are close share a batch, padded to the largest of them. The note's own
-    size is `n_features=10_000, feature_probability=0.001, steps=50_000, lr=1e-3`: give
-    it a GPU and a folder.
-
-    Args:
-        sizes: numbers of data points.
-        folder: where to save each batch of models as it trains; a second call goes on
-            from there.
-
-    Source: the double-descent note, "Experiment setup".
-    """
-    generator_state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    test = generate_dataset(n_test, n_features, feature_probability)
-    results = []
-    for group in _groups(sorted(sizes)):
-        datasets = [
-            generate_dataset(size, n_features, feature_probability) for size in group
-        ]
-        model = FixedDataModel(datasets, d_hidden).to(device)
-        name = None
-        if folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            name = Path(folder) / f"points_{group[0]}_to_{group[-1]}.pt"
-        model.optimize(
-            steps,
-            lr=lr,
-            weight_decay=weight_decay,
-            schedule=warmup_cosine,
-            checkpoint=name,
-        )
-        W, b = model.W.detach().cpu(), model.b_final.detach().cpu()
-        for i, (size, data) in enumerate(zip(group, datasets, strict=True)):
-            losses = [
-                ((F.relu(x @ W[i].T @ W[i] + b[i]) - x) ** 2).sum(-1).mean().item()
-                for x in (data, test)
-            ]
-            results.append(SizeResult(size, *losses, W[i], W[i] @ data.T))
-    torch.set_rng_state(generator_state)
-    return results
-
-
-def _groups(sizes: Sequence[int], small: int = 64) -> list[list[int]]:
-    """Split sorted sizes so that padding at most doubles a dataset, except among the
-    small ones.
-    """
-    groups: list[list[int]] = []
-    for size in sizes:
-        if groups and size <= max(small, 2 * groups[-1][0]):
-            groups[-1].append(size)
-        else:
-            groups.append([size])
-    return groups
 
 
 # ---------------------------------------------------------------- capacity

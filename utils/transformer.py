@@ -16,6 +16,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+# What chapter 02 imports: all but its exercises.
+__all__ = [
+    "Config",
+    "State",
+    "Trainer",
+    "activation_shapes",
+    "best_embedding_loss",
+    "best_free_loss",
+    "best_symmetric_loss",
+    "evaluate",
+    "table_loss",
+    "unigram_loss",
+]
+
 State = dict[str, Tensor]
 
 
@@ -494,10 +508,8 @@ def evaluate(
     model: nn.Module, rows: Int[Tensor, "rows pos"], batch_size: int = 16
 ) -> float:
     """Mean cross-entropy, in nats a token."""
-    losses = [
-        -get_log_probs(model(batch), batch).flatten()
-        for batch in rows.split(batch_size)
-    ]
+    batches = rows.split(batch_size)
+    losses = [-get_log_probs(model(batch), batch).flatten() for batch in batches]
     return torch.cat(losses).mean().item()
 
 
@@ -578,9 +590,7 @@ def best_embedding_loss(
     draw = torch.Generator().manual_seed(seed)
     W_E = torch.randn(len(counts), d_model, generator=draw) / d_model**0.25
     W_U = torch.randn(d_model, len(counts), generator=draw) / d_model**0.25
-    weights = (
-        [W_E.requires_grad_()] if tied else [W_E.requires_grad_(), W_U.requires_grad_()]
-    )
+    weights = [W.requires_grad_() for W in ([W_E] if tied else [W_E, W_U])]
     optimizer = torch.optim.Adam(weights, lr=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):

@@ -66,12 +66,11 @@ class Verdict:
 class Exercise:
     """One function or class to write: the solution, the inputs to try it on, and the mistakes to recognise."""
 
-    def __init__(self, solution: Callable, use=None, same=None, shared=None, rtol=1e-3, atol=1e-5):
+    def __init__(self, solution: Callable, use=None, same=None, rtol=1e-3, atol=1e-5):
         self.solution, self.name = solution, solution.__name__
         self.target = f"{solution.__module__}.{self.name}"
         self.use = use or (lambda fn, *args: fn(*args))
         self.same = same or (lambda got, want, *args: difference(got, want, rtol, atol))
-        self.shared = shared or (lambda: ())
         self.mistakes: dict[str, Callable] = {}
         self.laws: dict[str, Callable] = {}
         self.right_answers: list[Callable] = []
@@ -154,11 +153,10 @@ class Exercise:
         return Verdict("solved", "right", [])
 
     def _run(self, fn: Callable, args: tuple) -> Outcome:
-        keep = [*self.shared(), *(a for a in args if isinstance(a, torch.nn.Module))]
         try:
             seed_everything(0)
             with torch.enable_grad():
-                return Outcome(self.use(fn, *copy.deepcopy(args, {id(x): x for x in keep})))
+                return Outcome(self.use(fn, *copy.deepcopy(args, _models_in(args))))
         except (Exception, SystemExit) as error:  # `exit()` in an answer must not end the kernel
             return Outcome(error=error)
 
@@ -300,6 +298,12 @@ class Chapter:
             self._states = {**self._states, **progress.load().get(self.name, {})}
         solved = sum(self._states.get(name) == "solved" for name in self.exercises)
         return f"{solved} of {len(self.exercises)} in this chapter."
+
+
+def _models_in(args: tuple) -> dict[int, object]:
+    """The models among the inputs and those that an input holds, as a cache does: `deepcopy` keeps them as they are."""
+    held = [value for a in args for value in (a, *getattr(a, "__dict__", {}).values())]
+    return {id(value): value for value in held if callable(getattr(value, "parameters", None))}
 
 
 def _say(colour: str, sign: str, name: str, sentence: str, detail: list[str], last: str) -> None:

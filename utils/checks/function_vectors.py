@@ -6,11 +6,10 @@ from functools import cache
 import einops
 import nnsight
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from utils import function_vectors as fv
 from utils.checks.engine import Chapter
-from utils.checks.ioi import tokenizer_of
+from utils.checks.models import small_hf, tokenizer_of
 from utils.world.tasks import task_prompt
 
 chapter = Chapter(fv)
@@ -26,14 +25,7 @@ def small_model():
     """A random GPT-2 with strong weights, wrapped by nnsight; all dimensions differ."""
     words = " ".join(word for pair in PAIRS for word in pair)
     tokenizer = tokenizer_of(f"- {words} -> Q: A: | the The")
-    torch.manual_seed(0)
-    sizes = dict(n_layer=LAYERS, n_head=HEADS, n_embd=HEADS * D_HEAD, n_positions=64, vocab_size=len(tokenizer))
-    config = GPT2Config(**sizes, initializer_range=0.25, bos_token_id=0, eos_token_id=None, pad_token_id=0)
-    return nnsight.LanguageModel(GPT2LMHeadModel(config).eval().requires_grad_(False), tokenizer=tokenizer)
-
-
-def shared():
-    return (small_model(),)
+    return nnsight.LanguageModel(small_hf(tokenizer, LAYERS, HEADS, D_HEAD), tokenizer=tokenizer)
 
 
 def few_shot(size=6, seed=0) -> fv.ICLDataset:
@@ -262,7 +254,7 @@ def _(*args, **kwargs):
 
 # ---------------------------------------------------------------- calculate_h
 
-calculate_h = exercise(fv.calculate_h, shared=shared)
+calculate_h = exercise(fv.calculate_h)
 
 
 @calculate_h.cases
@@ -332,7 +324,7 @@ def _(model, dataset, layer=-1):
 
 # ---------------------------------------------------------------- intervene_with_h
 
-intervene_with_h = exercise(fv.intervene_with_h, shared=shared)
+intervene_with_h = exercise(fv.intervene_with_h)
 
 
 @intervene_with_h.cases
@@ -424,7 +416,7 @@ def _(model, zero_shot_dataset, h, layer):
 
 # ---------------------------------------------------------------- calculate_h_and_intervene
 
-calculate_h_and_intervene = exercise(fv.calculate_h_and_intervene, shared=shared)
+calculate_h_and_intervene = exercise(fv.calculate_h_and_intervene)
 
 
 @calculate_h_and_intervene.cases
@@ -504,7 +496,7 @@ def _(model, dataset, zero_shot_dataset, layer):
 
 # ---------------------------------------------------------------- mean_head_outputs
 
-mean_head_outputs = exercise(fv.mean_head_outputs, shared=shared)
+mean_head_outputs = exercise(fv.mean_head_outputs)
 
 
 @mean_head_outputs.cases
@@ -556,7 +548,7 @@ def _(model, dataset):
 
 # ---------------------------------------------------------------- calculate_fn_vectors_and_intervene
 
-calculate_fn_vectors_and_intervene = exercise(fv.calculate_fn_vectors_and_intervene, shared=shared, atol=1e-8)
+calculate_fn_vectors_and_intervene = exercise(fv.calculate_fn_vectors_and_intervene, atol=1e-8)
 
 
 @calculate_fn_vectors_and_intervene.cases
@@ -637,7 +629,7 @@ def _(model, dataset, layers=None):
 
 # ---------------------------------------------------------------- calculate_fn_vector
 
-calculate_fn_vector = exercise(fv.calculate_fn_vector, shared=shared)
+calculate_fn_vector = exercise(fv.calculate_fn_vector)
 
 
 @calculate_fn_vector.cases
@@ -713,7 +705,7 @@ def _(model, dataset, head_list):
 
 # ---------------------------------------------------------------- intervene_with_fn_vector
 
-intervene_with_fn_vector = exercise(fv.intervene_with_fn_vector, shared=shared)
+intervene_with_fn_vector = exercise(fv.intervene_with_fn_vector)
 
 
 @intervene_with_fn_vector.cases
@@ -791,7 +783,7 @@ def _(model, word, layer, fn_vector, prompt_template="- {x} ->", n_tokens=1):
 
 # ---------------------------------------------------------------- steer
 
-steer = exercise(fv.steer, shared=shared)
+steer = exercise(fv.steer)
 
 
 @steer.cases

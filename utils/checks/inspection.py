@@ -1,32 +1,21 @@
 """What chapter 04 asks of a learner's functions."""
 
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import nn
-from transformer_lens import ActivationCache, HookedTransformer, HookedTransformerConfig
+from transformer_lens import ActivationCache
 from transformer_lens.hook_points import HookPoint as LensHookPoint
 from transformer_lens.utilities import get_act_name
 
 from utils import inspection as ins
 from utils.checks.compare import difference
 from utils.checks.engine import Chapter
-from utils.checks.induction import new_model, noise, random_tokens
+from utils.checks.models import noise, random_tokens, small_gpt
 from utils.runtime import device
 
 chapter = Chapter(ins)
 exercise, check, hint = chapter.exercise, chapter.check, chapter.hint
-
-
-@cache
-def small_gpt(n_layers: int = 4, n_heads: int = 3) -> HookedTransformer:
-    """A small GPT with random weights; all dimensions differ."""
-    sizes = dict(n_layers=n_layers, n_heads=n_heads, d_head=5, d_model=10, d_mlp=21, d_vocab=19, n_ctx=29)
-    return new_model(HookedTransformerConfig(**sizes, act_fn="gelu", device=str(device()), seed=n_layers))
-
-
-def models():
-    return small_gpt(), small_gpt(12, 2)
 
 
 # ---- stack_over_layers ----
@@ -36,8 +25,8 @@ stack_over_layers = exercise(ins.stack_over_layers)
 
 @stack_over_layers.cases
 def _():
-    yield small_gpt(), "attn.W_Q"
-    yield small_gpt(), "mlp.W_in"
+    yield small_gpt(4, 3), "attn.W_Q"
+    yield small_gpt(4, 3), "mlp.W_in"
     yield small_gpt(12, 2), "attn.b_O"
 
 
@@ -68,7 +57,7 @@ def _(model, path):
 
 @stack_over_layers.law("it must equal TransformerLens's own stack, model.W_Q and model.W_out")
 def _(stack_over_layers):
-    model = small_gpt()
+    model = small_gpt(4, 3)
     pairs = (("attn.W_Q", model.W_Q), ("mlp.W_out", model.W_out))
     return all(difference(stack_over_layers(model, path), want) is None for path, want in pairs)
 
@@ -146,15 +135,15 @@ def _(name, layer=None):
 
 # ---- memory_by_kind ----
 
-memory_by_kind = exercise(ins.memory_by_kind, shared=models)
+memory_by_kind = exercise(ins.memory_by_kind)
 
 
 @memory_by_kind.cases
 def _():
-    yield (small_gpt().run_with_cache(random_tokens(2, 13))[1],)
+    yield (small_gpt(4, 3).run_with_cache(random_tokens(2, 13))[1],)
     yield (small_gpt(12, 2).run_with_cache(random_tokens(1, 7), names_filter=lambda n: "hook_z" in n)[1],)
     mixed = {"hook_embed": torch.zeros(2, 3), "blocks.0.hook_x": torch.zeros(4, 2, dtype=torch.float64)}
-    yield (ActivationCache(mixed, small_gpt()),)
+    yield (ActivationCache(mixed, small_gpt(4, 3)),)
 
 
 def sizes(cache, key, size):
@@ -190,13 +179,13 @@ def _(cache):
 
 @memory_by_kind.law("all kinds together must be the size of the whole cache")
 def _(memory_by_kind):
-    cache = small_gpt().run_with_cache(random_tokens(2, 13))[1]
+    cache = small_gpt(4, 3).run_with_cache(random_tokens(2, 13))[1]
     return sum(memory_by_kind(cache).values()) == sum(map(in_bytes, cache.values()))
 
 
 @memory_by_kind.law("the kind that takes most comes first")
 def _(memory_by_kind):
-    out = list(memory_by_kind(small_gpt().run_with_cache(random_tokens(2, 13))[1]).values())
+    out = list(memory_by_kind(small_gpt(4, 3).run_with_cache(random_tokens(2, 13))[1]).values())
     return out == sorted(out, reverse=True) and len(out) > 3
 
 
@@ -221,7 +210,7 @@ keep_only = exercise(ins.keep_only, use=what_is_kept)
 def _():
     yield small_gpt(12, 2), ["pattern"], [1]
     yield small_gpt(12, 2), ["q", "resid_post"], [0, 11]
-    yield small_gpt(), ["k", "pre"], [2]
+    yield small_gpt(4, 3), ["k", "pre"], [2]
 
 
 @keep_only.mistake("'blocks.1' is also the beginning of 'blocks.11': compare whole names")
@@ -261,7 +250,7 @@ attention_pattern = exercise(ins.attention_pattern)
 @attention_pattern.cases
 def _():
     yield noise(2, 7, 3, 5), noise(2, 7, 3, 5, seed=1)
-    cache = small_gpt().run_with_cache(random_tokens(2, 11))[1]
+    cache = small_gpt(4, 3).run_with_cache(random_tokens(2, 11))[1]
     yield cache["q", 1], cache["k", 1]
 
 
@@ -305,7 +294,7 @@ def _(q, k):
 
 @attention_pattern.law("it must equal the pattern that the model itself cached")
 def _(attention_pattern):
-    cache = small_gpt().run_with_cache(random_tokens(2, 11))[1]
+    cache = small_gpt(4, 3).run_with_cache(random_tokens(2, 11))[1]
     return difference(attention_pattern(cache["q", 2], cache["k", 2]), cache["pattern", 2]) is None
 
 
@@ -734,7 +723,7 @@ pattern_hooks = exercise(ins.pattern_hooks, use=names_called)
 
 @pattern_hooks.cases
 def _():
-    yield (small_gpt(),)
+    yield (small_gpt(4, 3),)
     yield (small_gpt(12, 2),)
 
 
@@ -883,8 +872,8 @@ def in_layer_2(name):
 
 @gradient_cache.cases
 def _():
-    yield small_gpt(), random_tokens(2, 11), is_z
-    yield small_gpt(), random_tokens(3, 7), in_layer_2
+    yield small_gpt(4, 3), random_tokens(2, 11), is_z
+    yield small_gpt(4, 3), random_tokens(5, 7), in_layer_2
 
 
 def through(model, tokens, names_filter, scale=1.0, what="gradient"):
@@ -927,7 +916,7 @@ def _(model, tokens, names_filter):
 
 @gradient_cache.law("a small step along the gradient must change the loss by the step's length times the gradient's")
 def _(gradient_cache):
-    model, tokens = small_gpt(), random_tokens(2, 11)
+    model, tokens = small_gpt(4, 3), random_tokens(2, 11)
     gradient = gradient_cache(model, tokens, is_z)["blocks.3.attn.hook_z"]
     step = 1e-2 * gradient / gradient.norm()
 

@@ -94,10 +94,6 @@ def small_metric(logits):
     return (logits[:, -1, 11] - logits[:, -1, 5]).mean()
 
 
-def shared():
-    return small_model(), small_sae(), small_runs()[1]
-
-
 def _use_model(fn, model, attached, *args):
     """A wrong answer may leave hooks or autoencoders behind; they must not spoil the next one."""
     try:
@@ -111,7 +107,7 @@ def _use_model(fn, model, attached, *args):
 
 # ---------------------------------------------------------------- attention_of_top_examples
 
-attention_of_top_examples = exercise(sae_causes.attention_of_top_examples, shared=shared)
+attention_of_top_examples = exercise(sae_causes.attention_of_top_examples)
 
 
 @attention_of_top_examples.cases
@@ -194,7 +190,7 @@ def _(latent_acts, cache, layer, k):
 
 # ---------------------------------------------------------------- direct_feature_attribution
 
-direct_feature_attribution = exercise(sae_causes.direct_feature_attribution, shared=shared)
+direct_feature_attribution = exercise(sae_causes.direct_feature_attribution)
 
 
 @direct_feature_attribution.cases
@@ -281,7 +277,7 @@ def _(v, pattern, sae, latent_idx):
 
 # ---------------------------------------------------------------- latent_directions
 
-latent_directions = exercise(sae_causes.latent_directions, shared=shared)
+latent_directions = exercise(sae_causes.latent_directions)
 
 
 @latent_directions.cases
@@ -345,7 +341,7 @@ def _(model, sae):
 
 # ---------------------------------------------------------------- latent_logit_attribution
 
-latent_logit_attribution = exercise(sae_causes.latent_logit_attribution, shared=shared)
+latent_logit_attribution = exercise(sae_causes.latent_logit_attribution)
 
 
 @cache
@@ -613,7 +609,7 @@ def _loop(model, sae, tokens, latents, metric, seq_pos=None, error=True, spoil=N
     return torch.stack(effects)
 
 
-ablation_sweep = exercise(sae_causes.ablation_sweep, use=_use_model, shared=shared)
+ablation_sweep = exercise(sae_causes.ablation_sweep, use=_use_model)
 
 
 @ablation_sweep.cases
@@ -683,7 +679,7 @@ def _(model, sae, tokens, latents, metric, seq_pos=None):
 
 # ---------------------------------------------------------------- ablation_effects
 
-ablation_effects = exercise(sae_causes.ablation_effects, use=_use_model, shared=shared)
+ablation_effects = exercise(sae_causes.ablation_effects, use=_use_model)
 
 
 @ablation_effects.cases
@@ -776,7 +772,7 @@ def _(model, sae, tokens, latents, metric, seq_pos, at_once=64):
 
 # ---------------------------------------------------------------- get_cache_fwd_and_bwd
 
-get_cache_fwd_and_bwd = exercise(sae_causes.get_cache_fwd_and_bwd, use=_use_model, shared=shared)
+get_cache_fwd_and_bwd = exercise(sae_causes.get_cache_fwd_and_bwd, use=_use_model)
 
 
 def _two():
@@ -868,7 +864,7 @@ def _(model, attached, tokens, metric):
 
 # ---------------------------------------------------------------- attribution_patching
 
-attribution_patching = exercise(sae_causes.attribution_patching, use=_use_model, shared=shared)
+attribution_patching = exercise(sae_causes.attribution_patching, use=_use_model)
 
 
 @attribution_patching.cases

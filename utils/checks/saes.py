@@ -20,7 +20,7 @@ from transformer_lens import HookedTransformerConfig
 
 from utils import sae_causes, saes
 from utils.checks.engine import Chapter
-from utils.checks.ioi import tokenizer_of
+from utils.checks.models import tokenizer_of
 
 chapter = Chapter(saes, sae_causes)
 exercise, check, hint = chapter.exercise, chapter.check, chapter.hint

@@ -1,7 +1,8 @@
 """What chapter 02 asks of a learner's functions and classes, and the mistakes it recognises."""
 
+import dataclasses
 import math
-import zlib
+from functools import partial
 
 import einops
 import torch
@@ -10,30 +11,14 @@ from torch import nn
 from utils import transformer as tf
 from utils.checks.compare import difference
 from utils.checks.engine import Chapter
+from utils.checks.models import CFG, filled, noise, tokens
 
 chapter = Chapter(tf)
 exercise, check, hint = chapter.exercise, chapter.check, chapter.hint
 
-# Every size another number, so that a transpose shows.
-CFG = tf.Config(d_model=12, n_layers=2, n_heads=3, d_head=5, d_mlp=20, d_vocab=17, n_ctx=11)
-LARGE_EPS = tf.Config(d_model=12, n_layers=2, n_heads=3, d_head=5, d_mlp=20, d_vocab=17, n_ctx=11, layer_norm_eps=0.3)
-
-
-def numbers(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
-    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def tokens(*shape: int, seed: int = 0, below: int = CFG.d_vocab) -> torch.Tensor:
-    return torch.randint(0, below, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def filled(module: nn.Module, scale: float = 0.5) -> nn.Module:
-    """The same random numbers for parameters of the same name, biases and LayerNorms too."""
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            values = numbers(*parameter.shape, seed=zlib.crc32(name.encode()) % 10_000, scale=scale)
-            parameter.copy_(values + 1 if name.split(".")[-1] == "w" else values)
-    return module
+LARGE_EPS = dataclasses.replace(CFG, layer_norm_eps=0.3)
+# This chapter and the next one compute on the CPU.
+numbers, random_ids = partial(noise, on="cpu"), partial(tokens, below=CFG.d_vocab, on="cpu")
 
 
 def use_part(part, cfg, *inputs):
@@ -119,7 +104,7 @@ Embed = exercise(tf.Embed, use=use_part)
 
 @Embed.cases
 def _():
-    yield CFG, tokens(2, 7)
+    yield CFG, random_ids(2, 7)
     yield CFG, torch.tensor([[16]])
 
 
@@ -160,8 +145,8 @@ PosEmbed = exercise(tf.PosEmbed, use=use_part)
 
 @PosEmbed.cases
 def _():
-    yield CFG, tokens(3, 7, below=11)
-    yield CFG, tokens(1, 11, below=11)
+    yield CFG, random_ids(3, 7)
+    yield CFG, random_ids(1, CFG.n_ctx)
 
 
 @PosEmbed.mistake("you looked up W_pos[tokens]: positions are 0, 1, 2, … whatever the tokens are")
@@ -525,8 +510,8 @@ DemoTransformer = exercise(tf.DemoTransformer, use=use_part)
 
 @DemoTransformer.cases
 def _():
-    yield CFG, tokens(2, 7)
-    yield CFG, tokens(1, 11, seed=1)
+    yield CFG, random_ids(2, 7)
+    yield CFG, random_ids(1, CFG.n_ctx, seed=1)
 
 
 @DemoTransformer.mistake("you left out the positions: the stream starts as embed + pos_embed")
@@ -575,7 +560,7 @@ class _(tf.DemoTransformer):
 
 @DemoTransformer.law("a later token must not change the logits before it")
 def _(DemoTransformer):
-    model, ids = filled(DemoTransformer(CFG)), tokens(1, 6)
+    model, ids = filled(DemoTransformer(CFG)), random_ids(1, 6)
     changed = ids.clone()
     changed[:, 4] = (ids[:, 4] + 1) % 17
     out, other = model(ids), model(changed)
@@ -595,8 +580,8 @@ get_log_probs = exercise(tf.get_log_probs)
 
 @get_log_probs.cases
 def _():
-    yield numbers(2, 7, 17, scale=2), tokens(2, 7)
-    yield numbers(3, 2, 17, seed=1), tokens(3, 2, seed=1)
+    yield numbers(2, 7, 17, scale=2), random_ids(2, 7)
+    yield numbers(3, 2, 17, seed=1), random_ids(3, 2, seed=1)
 
 
 @get_log_probs.mistake("you didn't shift: logits at position i predict the token at i + 1, so [:, :-1] meets [:, 1:]")
@@ -636,7 +621,7 @@ def _(logits, tokens):
 
 @get_log_probs.law("equal logits give every token the log-probability -ln(d_vocab)")
 def _(get_log_probs):
-    return torch.allclose(get_log_probs(torch.ones(2, 5, 17), tokens(2, 5)), torch.full((2, 4), -math.log(17)))
+    return torch.allclose(get_log_probs(torch.ones(2, 5, 17), random_ids(2, 5)), torch.full((2, 4), -math.log(17)))
 
 
 @get_log_probs.right
@@ -653,8 +638,8 @@ bigram_loss = exercise(tf.bigram_loss)
 
 @bigram_loss.cases
 def _():
-    yield tokens(6, 9, below=5), tokens(4, 8, below=5, seed=1), 7, 1.0
-    yield tokens(6, 9, below=4, seed=2), tokens(4, 8, below=6, seed=3), 7, 2.5
+    yield random_ids(6, 9, below=5), random_ids(4, 8, below=5, seed=1), 7, 1.0
+    yield random_ids(6, 9, below=4, seed=2), random_ids(4, 8, below=6, seed=3), 7, 2.5
 
 
 def table(train, d_vocab):
@@ -742,7 +727,7 @@ training_step = exercise(tf.training_step, use=use_training_step)
 
 @training_step.cases
 def _():
-    yield tokens(4, 7), 3
+    yield random_ids(4, 7), 3
 
 
 @training_step.mistake("gradients pile up from step to step: call optimizer.zero_grad() before loss.backward()")
@@ -888,7 +873,7 @@ def _(table):
 
 # ---------------------------------------------------------------- fold_layer_norm
 
-IDS = tokens(2, 7)
+IDS = random_ids(2, 7)
 
 
 def use_fold(fold, state):

@@ -9,37 +9,18 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from utils import show
-from utils.superposition import History, SizeResult, compute_dimensionality, features_per_neuron
-
-WIDTH = 900
+from utils.double_descent import SizeResult
+from utils.show.drawings import WIDTH, arrow, square_axes, through_training
+from utils.superposition import History, compute_dimensionality, features_per_neuron
 
 
 def _arrows(W: Float[Tensor, "2 feats"]) -> list[go.Scatter]:
-    """One line per feature from the origin, its number at the end unless the feature is dropped."""
-    ends = show.to_numpy(W)
-    return [
-        go.Scatter(
-            x=np.array([0, ends[0, i]], dtype=np.float32),
-            y=np.array([0, ends[1, i]], dtype=np.float32),
-            mode="lines+markers+text",
-            text=["", str(i) if np.hypot(*ends[:, i]) > 0.3 else ""],
-            textposition="bottom center" if ends[1, i] < 0 else "top center",
-            marker=dict(size=[0, 7], color=show.COLOURS[i % len(show.COLOURS)]),
-            line=dict(width=2, color=show.COLOURS[i % len(show.COLOURS)]),
-            name=f"feature {i}",
-            showlegend=False,
-        )
-        for i in range(ends.shape[1])
-    ]
-
-
-def _square_axes(figure: go.Figure, columns: int, rows: int = 1, limit: float = 1.45) -> None:
-    """Equal scales from -limit to limit in every panel, with light ticks."""
-    figure.update_xaxes(range=[-limit, limit], tickvals=[-1, 0, 1])
-    figure.update_yaxes(range=[-limit, limit], tickvals=[-1, 0, 1])
-    for i in range(1, rows * columns + 1):
-        figure.update_yaxes(scaleanchor=f"x{'' if i == 1 else i}", selector=dict(anchor=f"x{'' if i == 1 else i}"))
-    figure.update_annotations(font_size=12)
+    """One arrow per feature, its number at the end unless the feature is dropped."""
+    arrows = []
+    for i, (x, y) in enumerate(show.to_numpy(W).T):
+        line = dict(width=2, color=show.COLOURS[i % len(show.COLOURS)])
+        arrows.append(arrow(x, y, str(i) if np.hypot(x, y) > 0.3 else "", line=line, name=f"feature {i}"))
+    return arrows
 
 
 def plot_features_in_2d(
@@ -63,8 +44,8 @@ def plot_features_in_2d(
     )
     for i in range(len(W)):
         place = dict(row=i // columns + 1, col=i % columns + 1)
-        for arrow in _arrows(W[i]):
-            figure.add_trace(arrow, **place)
+        for trace in _arrows(W[i]):
+            figure.add_trace(trace, **place)
         if hidden is not None:
             x, y = show.to_numpy(hidden[i])
             marker = dict(size=3, color=show.GREY)
@@ -72,7 +53,7 @@ def plot_features_in_2d(
             figure.add_trace(points, **place)
     width = min(WIDTH, 360 * columns + 60)
     figure.update_layout(title=title, width=width, height=width / columns * rows + 110)
-    _square_axes(figure, columns, rows)
+    square_axes(figure, columns * rows)
     for row in range(1, rows + 1):
         figure.update_yaxes(title_text="hidden dimension 1", row=row, col=1)
     figure.update_xaxes(title_text="hidden dimension 0", row=rows)
@@ -81,21 +62,7 @@ def plot_features_in_2d(
 
 def plot_training(history: History, instance: int, title: str, frames: int = 20) -> go.Figure:
     """The features of one instance in the plane, with a slider through training."""
-    picks = np.unique(np.linspace(0, len(history.steps) - 1, frames).astype(int))
-    figure = go.Figure(_arrows(history.W[picks[-1], instance]))
-    figure.frames = [go.Frame(data=_arrows(history.W[k, instance]), name=str(history.steps[k])) for k in picks]
-    jump = dict(mode="immediate", transition=dict(duration=0), frame=dict(duration=0, redraw=False))
-    steps = [dict(method="animate", label=f.name, args=[[f.name], jump]) for f in figure.frames]
-    figure.update_layout(
-        title=title,
-        width=520,
-        height=560,
-        xaxis_title="hidden dimension 0",
-        yaxis_title="hidden dimension 1",
-        sliders=[dict(active=len(steps) - 1, steps=steps, currentvalue=dict(prefix="step "), pad=dict(t=45))],
-    )
-    _square_axes(figure, 1)
-    return figure
+    return through_training(lambda k: _arrows(history.W[k, instance]), history.steps, title, frames)
 
 
 def plot_gram(
@@ -229,10 +196,9 @@ def plot_sizes(results: Sequence[SizeResult], picks: Sequence[int], title: str) 
                 col=column,
             )
     figure.update_layout(title=title, width=WIDTH + 60, height=400)
-    figure.update_xaxes(range=[-1.1, 1.1], showticklabels=False)
-    figure.update_yaxes(range=[-1.1, 1.1], showticklabels=False)
-    for i in range(1, 2 * len(chosen) + 1):
-        figure.update_yaxes(scaleanchor=f"x{'' if i == 1 else i}", selector=dict(anchor=f"x{'' if i == 1 else i}"))
+    square_axes(figure, 2 * len(chosen), limit=1.1)
+    figure.update_xaxes(showticklabels=False)
+    figure.update_yaxes(showticklabels=False)
     figure.update_yaxes(title_text="features", row=1, col=1)
     figure.update_yaxes(title_text="data points", row=2, col=1)
     figure.update_annotations(font_size=12)

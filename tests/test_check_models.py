@@ -1,0 +1,48 @@
+"""The small models that answers are tried on: a transpose shows and a forgotten bias shows."""
+
+import pytest
+import torch
+
+from utils.checks.models import CFG, LIKE_GPT2, random_demo, small_attn, small_demo, small_gpt, small_hf, tokenizer_of
+
+MODELS = {
+    "attention only": small_attn,
+    "attention only, more heads": lambda: small_attn(3, 5),
+    "TransformerLens": small_gpt,
+    "TransformerLens, more layers": lambda: small_gpt(4, 3),
+    "chapter 02": small_demo,
+    "chapter 02, like GPT-2": random_demo,
+}
+
+
+def sizes_of(cfg) -> list[int]:
+    names = ("n_layers", "n_heads", "d_head", "d_model", "d_mlp", "d_vocab", "n_ctx")
+    return [getattr(cfg, name) for name in names if getattr(cfg, name)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_sizes_differ_and_no_bias_is_zero(name):
+    model = MODELS[name]()
+    sizes = sizes_of(model.cfg)
+    assert len(set(sizes)) == len(sizes)
+    biases = {n: p for n, p in model.named_parameters() if n.split(".")[-1].startswith("b") and n != "unembed.b_U"}
+    if name.startswith("attention only"):  # the two-layer model has none
+        assert not any(p.any() for p in biases.values())
+    else:
+        assert biases and all((p != 0).all() for p in biases.values())
+
+
+def test_the_model_in_transformers_has_biases_too():
+    model = small_hf(tokenizer_of("a b c"), n_layers=3, n_heads=5, d_head=4)
+    assert all((p != 0).all() for name, p in model.named_parameters() if name.endswith("bias"))
+
+
+def test_sizes_of_chapter_02_differ():
+    for cfg in (CFG, LIKE_GPT2):
+        assert len(set(sizes_of(cfg))) == 7
+    assert LIKE_GPT2.n_heads * LIKE_GPT2.d_head == LIKE_GPT2.d_model
+
+
+def test_a_seed_gives_another_model():
+    ids = torch.tensor([[1, 2, 3]])
+    assert not torch.allclose(small_demo(0)(ids), small_demo(1)(ids))

@@ -1,0 +1,85 @@
+"""The house's own order: who imports whom, how long a file may be, how wide a cell."""
+
+import ast
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from utils.workbook import CHAPTERS, ROOT, SOLUTIONS
+from utils.workbook.build import read_notebook
+from utils.workbook.chapters import table
+
+UTILS = ROOT / "utils"
+# Still to be re-cut.
+WIDE = {"01_tokenization", "04_inspection", "05_induction", "07_toy_saes", "08_saes", "10_function_vectors"}
+MODULES = sorted({module for row in table() for module in row.modules})
+FOLDERS = sorted(p.name for p in UTILS.iterdir() if p.is_dir() and any(p.glob("*.py")))
+
+
+def imported(path: Path) -> set[str]:
+    """The names below `utils` that a file imports anywhere in it, as "checks.engine"."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name.removeprefix("utils.") for name in found if name.startswith("utils.")}
+
+
+def wings(path: Path) -> set[str]:
+    """The folders of `utils` that a file imports from."""
+    return {name.split(".")[0] for name in imported(path)} & set(FOLDERS)
+
+
+def test_chapter_modules_import_no_checks_no_views_and_no_machinery():
+    for path in UTILS.glob("*.py"):
+        assert not wings(path) & {"checks", "show", "workbook"}, path.name
+
+
+@pytest.mark.parametrize("folder", [f for f in FOLDERS if f != "workbook"])
+def test_nothing_imports_the_machinery(folder):
+    for path in (UTILS / folder).rglob("*.py"):
+        assert "workbook" not in wings(path), path.relative_to(ROOT)
+
+
+def test_the_machinery_imports_no_teaching_code():
+    for path in (UTILS / "workbook").rglob("*.py"):
+        names = {name.split(".")[0] for name in imported(path)}
+        assert not names & {*MODULES, "show"}, path.name
+        assert {name for name in imported(path) if name.startswith("checks.")} <= {
+            f"checks.{name}" for name in ("progress", "progress.WORK", "progress.load")
+        }, path.name
+
+
+def test_checks_of_one_chapter_borrow_nothing_from_another():
+    chapter_of = {module: row.number for row in table() for module in row.modules}
+    for module, number in chapter_of.items():
+        for name in imported(UTILS / "checks" / f"{module}.py"):
+            if name.startswith("checks."):
+                assert chapter_of.get(name.split(".")[1], number) == number, f"checks/{module}.py imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_is_too_long_to_be_read(module):
+    for path, most in ((UTILS / f"{module}.py", 700), (UTILS / "checks" / f"{module}.py", 1_400)):
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        assert lines <= most, f"{path.relative_to(ROOT)} has {lines} lines: cut it in two, each named for its subject"
+
+
+@pytest.mark.parametrize("row", [row for row in table() if row.name not in WIDE], ids=lambda row: row.name)
+def test_no_cell_is_wider_than_the_page(row):
+    notebooks = (read_notebook(folder / f"{row.name}.ipynb") for folder in (CHAPTERS, SOLUTIONS))
+    for cell in chain.from_iterable(n.cells for n in notebooks):
+        if cell.cell_type == "code":
+            assert all(len(line) <= 88 for line in cell.source.splitlines()), f"{row.name}, cell {cell.id}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_a_notebook_imports_at_once_holds_no_exercise(module):
+    exercises = {e.target for row in table() for e in row.exercises}
+    tree = ast.parse((UTILS / f"{module}.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            assert not {f"utils.{module}.{name}" for name in ast.literal_eval(node.value)} & exercises
