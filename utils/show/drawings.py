@@ -38,7 +38,7 @@ def square_axes(figure: go.Figure, panels: int = 1, limit: float = 1.45, ticks: 
 
 
 def through_training(
-    draw: Callable[[int], list[go.Scatter]], steps: Sequence[int], title: str, frames: int = 20
+    draw: Callable[[int], list[go.Scatter]], steps: Sequence[int], title: str, frames: int = 20, limit: float = 1.45
 ) -> go.Figure:
     """A picture of the plane with a slider through training.
 
@@ -54,7 +54,7 @@ def through_training(
     slider = dict(active=len(stops) - 1, steps=stops, currentvalue=dict(prefix="step "), pad=dict(t=45))
     figure.update_layout(title=title, width=520, height=560, sliders=[slider])
     figure.update_layout(xaxis_title="hidden dimension 0", yaxis_title="hidden dimension 1")
-    square_axes(figure)
+    square_axes(figure, limit=limit)
     return figure
 
 
@@ -69,32 +69,45 @@ def bars(
     yaxis: str,
     intervals: dict[str, Sequence[tuple[float, float]]] | None = None,
 ) -> go.Figure:
-    """Groups of bars: one group for each name, one bar in it for each series.
+    """Groups of bars side by side: one group for each name, one bar in it for each series. Names may repeat.
 
     Args:
         intervals: for some of the series the two ends (low, high) of each bar's interval, drawn as a thin line.
     """
     figure = go.Figure()
+    repeated = len(set(names)) < len(names)  # Plotly draws bars of one name over each other
     for label, values in series.items():
         values, error = show.to_numpy(values), None
         if intervals and label in intervals:
             low, high = show.to_numpy(intervals[label]).T
             error = dict(symmetric=False, array=(high - values).round(4), arrayminus=(values - low).round(4))
-        figure.add_bar(name=label, x=list(names), y=values.round(4), error_y=error)
+        x = list(range(len(names)) if repeated else names)
+        figure.add_bar(name=label, x=x, y=values.round(4), error_y=error)
+    if repeated:
+        figure.update_xaxes(tickvals=list(range(len(names))), ticktext=list(names))
     figure.update_layout(title=title, xaxis_title=xaxis, yaxis_title=yaxis, barmode="group")
     return figure
 
 
 def curves(
-    x: Sequence[float], series: dict[str, Sequence[float]], title: str, xaxis: str, yaxis: str, log: bool = False
+    x: Sequence[float], series: dict[str, Sequence[float]], title: str, xaxis: str, yaxis: str, straight: bool = False
 ) -> go.Figure:
-    """Measured curves over one sweep; `log` draws the sweep on a logarithmic axis."""
+    """Measured curves over the same x; with `straight`, each one's tangent at the right end as a dotted line.
+
+    Args:
+        series: for each label the values; with `straight`, a pair (values, slope at the last x).
+    """
     figure = go.Figure()
-    for label, values in series.items():
-        figure.add_scatter(name=label, x=list(x), y=show.to_numpy(values).round(4), mode="lines+markers")
+    for i, (label, values) in enumerate(series.items()):
+        colour = show.COLOURS[i % len(show.COLOURS)]
+        if straight:
+            values, slope = values
+            line = [float(values[-1]) + float(slope) * (at - x[-1]) for at in x]
+            dotted = dict(color=colour, dash="dot")
+            figure.add_scatter(x=list(x), y=[round(v, 4) for v in line], mode="lines", line=dotted, showlegend=False)
+        y = show.to_numpy(values).round(4)
+        figure.add_scatter(name=label, x=list(x), y=y, mode="lines+markers", line=dict(color=colour))
     figure.update_layout(title=title, xaxis_title=xaxis, yaxis_title=yaxis)
-    if log:
-        figure.update_xaxes(type="log")
     return figure
 
 

@@ -9,49 +9,35 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from utils import show
+from utils.show.drawings import WIDTH, arrow, square_axes, through_training
 from utils.toy_saes import SAEHistory
-
-WIDTH = 900
-
-
-def _ray(x: float, y: float, **style) -> go.Scatter:
-    ends = dict(x=np.array([0, x], dtype=np.float32), y=np.array([0, y], dtype=np.float32))
-    return go.Scatter(**ends, showlegend=False, **style)
 
 
 def _features(W: Float[Tensor, "2 feats"]) -> list[go.Scatter]:
     """The true directions, as dotted grey rays of length 1.25."""
     ends = 1.25 * show.to_numpy(W / W.norm(dim=0).clamp_min(1e-9))
     line = dict(width=2, color=show.GREY, dash="dot")
-    return [_ray(*ends[:, i], mode="lines", line=line, name=f"feature {i}") for i in range(ends.shape[1])]
+    return [
+        go.Scatter(
+            x=np.array([0, x], dtype=np.float32),
+            y=np.array([0, y], dtype=np.float32),
+            mode="lines",
+            line=line,
+            name=f"feature {i}",
+            showlegend=False,
+        )
+        for i, (x, y) in enumerate(ends.T)
+    ]
 
 
 def _latents(rows: Float[Tensor, "d_sae 2"], dead: Bool[Tensor, " d_sae"]) -> list[go.Scatter]:
     """Each latent as an arrow with its number; a dead one in grey and with a cross at its end."""
-    ends, dead = show.to_numpy(rows), show.to_numpy(dead)
     arrows = []
-    for i in range(len(ends)):
-        colour = show.GREY if dead[i] else show.COLOURS[i % len(show.COLOURS)]
-        arrows.append(
-            _ray(
-                *ends[i],
-                mode="lines+markers+text",
-                text=["", str(i)],
-                textposition="bottom center" if ends[i, 1] < 0 else "top center",
-                marker=dict(size=[0, 9 if dead[i] else 7], symbol="x" if dead[i] else "circle", color=colour),
-                line=dict(width=2, color=colour),
-                name=f"latent {i}{', dead' if dead[i] else ''}",
-            )
-        )
+    for i, ((x, y), is_dead) in enumerate(zip(show.to_numpy(rows), dead.tolist(), strict=True)):
+        line = dict(width=2, color=show.GREY if is_dead else show.COLOURS[i % len(show.COLOURS)])
+        size, symbol, note = (9, "x", ", dead") if is_dead else (7, "circle", "")
+        arrows.append(arrow(x, y, str(i), size, symbol, line=line, name=f"latent {i}{note}"))
     return arrows
-
-
-def _square_axes(figure: go.Figure, panels: int, limit: float = 1.5) -> None:
-    figure.update_xaxes(range=[-limit, limit], tickvals=[-1, 0, 1])
-    figure.update_yaxes(range=[-limit, limit], tickvals=[-1, 0, 1])
-    for i in range(1, panels + 1):
-        figure.update_yaxes(scaleanchor=f"x{'' if i == 1 else i}", selector=dict(anchor=f"x{'' if i == 1 else i}"))
-    figure.update_annotations(font_size=12)
 
 
 def plot_latents(
@@ -77,7 +63,7 @@ def plot_latents(
                 figure.add_trace(trace, row=row, col=i + 1)
     side = min(300, WIDTH / n)
     figure.update_layout(title=title, width=max(n * side, 520) + 60, height=2 * side + 130)
-    _square_axes(figure, 2 * n)
+    square_axes(figure, 2 * n, limit=1.5)
     figure.update_yaxes(title_text="encoder: hidden dim. 1", row=1, col=1)
     figure.update_yaxes(title_text="decoder: hidden dim. 1", row=2, col=1)
     figure.update_xaxes(title_text="hidden dim. 0", row=2)
@@ -88,21 +74,12 @@ def plot_sae_training(
     history: SAEHistory, W: Float[Tensor, "inst 2 feats"], instance: int, title: str, frames: int = 20
 ) -> go.Figure:
     """The decoder rows of one instance over its true features, with a slider through training."""
-    picks = np.unique(np.linspace(0, len(history.steps) - 1, frames).astype(int))
 
     def traces(k):
         dead = history.frac_active[k, instance] == 0
         return _features(W[instance]) + _latents(history.W_dec[k, instance], dead)
 
-    figure = go.Figure(traces(picks[-1]))
-    figure.frames = [go.Frame(data=traces(k), name=str(history.steps[k])) for k in picks]
-    jump = dict(mode="immediate", transition=dict(duration=0), frame=dict(duration=0, redraw=False))
-    steps = [dict(method="animate", label=f.name, args=[[f.name], jump]) for f in figure.frames]
-    slider = dict(active=len(steps) - 1, steps=steps, currentvalue=dict(prefix="step "), pad=dict(t=45))
-    figure.update_layout(title=title, width=520, height=560, sliders=[slider])
-    figure.update_layout(xaxis_title="hidden dimension 0", yaxis_title="hidden dimension 1")
-    _square_axes(figure, 1)
-    return figure
+    return through_training(traces, history.steps, title, frames, limit=1.5)
 
 
 def plot_dead_share(histories: dict[str, SAEHistory], title: str) -> go.Figure:
