@@ -1,3 +1,3 @@
-"""The package that the notebooks call: one module per chapter, their checks, models and
-views.
+"""The package that the notebooks call: one or two modules a chapter, their checks,
+models and views.
 """
