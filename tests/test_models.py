@@ -319,15 +319,15 @@ class Loaded:
             "as strings": [self.lm.to_str_tokens(text) for text in TEXTS],
         }
 
-
-@pytest.fixture(scope="module")
-def loaded():
-    return Loaded()
-
     def changed(self) -> list[str]:
         """The ways that give other ids than on freshly loaded models, each asked for the first time."""
         first, now = first_ids(), self.ids()
         return [way for way in first if now[way] != first[way]]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return Loaded()
 
 
 @cache
