@@ -21,6 +21,8 @@ from utils.workbook.lab import settle
 
 CELL_SECONDS = 600  # of the kernel's processor time: a busy machine ends no cell
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# The allocator keeps large blocks: to get them from the system anew at each step costs as much as the arithmetic.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
@@ -125,7 +127,7 @@ def run_pytest(files: list[str], extra: list[str] = ()) -> int:
     command += ["--nbval", "--nbval-current-env", f"--nbval-cell-timeout={CELL_SECONDS}"]
     command += ["--nbval-kernel-startup-timeout=600", "-n", processes, "--no-loadscope-reorder", *extra, *files]
     settle()
-    environment = {**ONE_THREAD, **os.environ}
+    environment = {**ONE_THREAD, **KEEP_MEMORY, **os.environ}
     if environment.get("WORKBOOK_MODELS", "embedded") == "embedded":
         environment.update(OFFLINE)
     return subprocess.call(command, cwd=ROOT, env=environment)

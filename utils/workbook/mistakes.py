@@ -163,22 +163,28 @@ def run_chapter(name: str, wanted: list[Mistake]) -> dict[Mistake, Shown]:
 
 
 def search_chapter(name: str, thirds: list[list[str]], every: bool) -> dict[Mistake, Shown]:
-    """Try mistakes until one of each third of the exercises shows; all of them where `every` is asked for."""
-    found, left = {}, [third for third in thirds if third]
+    """Try mistakes of each third of the exercises, each only as long as it may show sooner than those before it; all
+    mistakes, up to the notebook's end, where `every` is asked for.
+    """
+    found, soonest = {}, [float(CELL_SECONDS)] * len(thirds)
     for exercise, try_one in _exercises_met(name):
-        third = next((third for third in left if exercise in third), None)
-        for says in mistakes_of(exercise) if third or every else ():
-            found[Mistake(name, exercise, says)] = shown = try_one(says)
-            print(f"{name}, {exercise}, {says!r}: {shown.cell} [{shown.seconds:.0f} s]", file=sys.stderr, flush=True)
-            if shown.cell and not every:
-                left.remove(third)
+        third = next((i for i, exercises in enumerate(thirds) if exercise in exercises), None)
+        for says in mistakes_of(exercise):
+            left = CELL_SECONDS if every else soonest[third] - time.process_time()
+            if left < 1:
                 break
-        if not left:
+            found[Mistake(name, exercise, says)] = shown = try_one(says, left)
+            print(f"{name}, {exercise}, {says!r}: {shown.cell} [{shown.seconds:.0f} s]", file=sys.stderr, flush=True)
+            if shown.cell:
+                soonest[third] = min(soonest[third], shown.seconds)
+                if not every:
+                    break
+        if exercise == thirds[-1][-1]:
             break
     return found
 
 
-def _exercises_met(name: str) -> Iterator[tuple[str, Callable[[str], Shown]]]:
+def _exercises_met(name: str) -> Iterator[tuple[str, Callable[..., Shown]]]:
     """Run the notebook cell by cell; at each exercise yield it, and a function that tries one of its mistakes."""
     cells = [c for c in read_notebook(SOLUTIONS / f"{name}.ipynb").cells if c.cell_type == "code"]
     cells = [c for c in cells if not c.id.startswith("check-")]
@@ -191,11 +197,11 @@ def _exercises_met(name: str) -> Iterator[tuple[str, Callable[[str], Shown]]]:
             yield exercise, partial(_try, shell, exercise, cells[i + 1 :])
 
 
-def _try(shell: "Shell", exercise: str, cells: list, says: str) -> Shown:
+def _try(shell: "Shell", exercise: str, cells: list, says: str, seconds: float = CELL_SECONDS) -> Shown:
     before = time.process_time()
 
     def first_difference() -> Shown:
-        signal.setitimer(signal.ITIMER_PROF, CELL_SECONDS)  # ends the child
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # ends the child
         shell.user_ns[exercise.rsplit(".", 1)[1]] = mistakes_of(exercise)[says]
         for cell in cells:
             if said := shell.difference(cell):
