@@ -34,6 +34,7 @@ def execute(wanted: str | None = None, solutions: Path = SOLUTIONS) -> list[str]
     """
     if os.environ.get("WORKBOOK_MODELS", "embedded") == "embedded":
         os.environ.update(OFFLINE)
+    os.environ.update(KEEP_MEMORY)
     said = settle()
     for name in chapter_names(wanted):
         path = solutions / f"{name}.ipynb"
