@@ -12,7 +12,7 @@ from utils.workbook.chapters import table
 
 UTILS = ROOT / "utils"
 # Still to be re-cut.
-WIDE = {"04_inspection", "07_toy_saes", "08_saes"}
+WIDE = {"07_toy_saes", "08_saes"}
 MODULES = sorted({module for row in table() for module in row.modules})
 FOLDERS = sorted(p.name for p in UTILS.iterdir() if p.is_dir() and any(p.glob("*.py")))
 

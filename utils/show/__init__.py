@@ -164,7 +164,7 @@ def token_strip(tokens: Sequence[str], values=None, title: str = "", limit: floa
         else:
             rgb = BLUE_RGB if values[i] >= 0 else RED_RGB
             strength = min(1.0, abs(values[i]) / largest) if values[i] == values[i] else 0.0
-            colour, tip = (f"rgba({rgb}, {0.75 * strength:.2f})", f"token {i}: {values[i]:.3g}")
+            colour, tip = (f"rgba({rgb}, {0.75 * strength:#.3g})", f"token {i}: {values[i]:#.3g}")
         text = html.escape(visible(token)) or "∅"
         style = f"background-color: {colour}; padding: 2px 3px"
         if any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for character in text):
