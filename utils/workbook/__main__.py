@@ -1,4 +1,4 @@
-"""The Makefile's commands: `python -m utils.workbook build|drift|coarse|execute|nbval|start|update|progress|lab`."""
+"""The Makefile's commands, as `python -m utils.workbook COMMAND`."""
 
 import argparse
 import sys
@@ -18,6 +18,8 @@ def main() -> int:
         "unit": "run the unit tests and the proof of the checks",
         "test": "run everything, and say what it took",
         "mistakes": "put named mistakes into the solved notebooks: each must change an output",
+        "portable": "run the solved notebooks and the checks' own solutions as other machines would",
+        "spread": "say how far a chapter's numbers move from machine to machine",
         "start": "copy the chapters into work/ where no copy stands",
         "update": "bring the copies in work/ up to date, keeping what was written there",
         "progress": "show what is solved",
@@ -25,12 +27,21 @@ def main() -> int:
         "lab": "open JupyterLab in work/",
     }.items():
         command = commands.add_parser(name, help=text)
-        if name in ("build", "coarse", "execute", "nbval", "update", "mistakes"):
+        if name in ("build", "coarse", "execute", "nbval", "portable", "update", "mistakes"):
             command.add_argument("chapter", nargs="?", help="number or name; all without it")
         if name == "mistakes":
             command.add_argument("--sample", action="store_true", help="one a chapter, the quickest")
             command.add_argument("--search", action="store_true", help="find three a chapter and list them")
             command.add_argument("--every", action="store_true", help="with --search: try all")
+        if name == "spread":
+            command.add_argument("chapter", help="number or name")
+        if name in ("portable", "spread"):
+            seeds = 3 if name == "portable" else 8
+            command.add_argument("--seeds", type=int, default=seeds, help="how many machines with rounding noise")
+            command.add_argument("--jobs", type=int, help="how many threads at once; the number of cores without it")
+        if name == "portable":
+            command.add_argument("--setting", help="only this one: noise-1, cpu-default, threads-2, hash-7, …")
+            command.add_argument("--sample", action="store_true", help="two short chapters under one seed")
         if name == "lab":
             command.add_argument("--port")
             command.add_argument("--no-browser", action="store_true")
@@ -94,6 +105,14 @@ def run(args) -> int | None:
         from utils.workbook.testing import test
 
         return test()
+    elif args.command == "portable":
+        from utils.workbook.portable import portable
+
+        return bool(portable(args.chapter, args.seeds, args.setting, args.sample, args.jobs))
+    elif args.command == "spread":
+        from utils.workbook.portable import spread
+
+        print("\n".join(spread(args.chapter, args.seeds, args.jobs)))
     elif args.command == "lab":
         from utils.workbook.lab import lab
 

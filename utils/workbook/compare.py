@@ -83,6 +83,36 @@ def differences(
     return said
 
 
+def number_pairs(got: list[dict], want: list[dict]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(where, new, recorded) of the numbers that stand at one place in both; a figure's array is one of them.
+
+    Whole numbers come as integers, where both are whole.
+    """
+    for i, ((kind, new), (kind_before, before)) in enumerate(zip(_shown(got), _shown(want), strict=False)):
+        if kind == kind_before:
+            yield from _pairs(new, before, f"output {i} ({kind})")
+
+
+def _pairs(got, want, path: str):
+    new, before = (np.asarray(v) if type(v) in (int, float) else _decoded(v) for v in (got, want))
+    if new is not None and before is not None:
+        if new.shape == before.shape:
+            whole = new.dtype.kind in "iu" and before.dtype.kind in "iu"
+            yield path, *(v.astype(int if whole else float) for v in (new, before))
+    elif isinstance(got, str) and isinstance(want, str):
+        for i, (new, before) in enumerate(zip(_lines(got), _lines(want), strict=False)):
+            if _words(new) == _words(before):
+                for j, (x, y) in enumerate(zip(_numbers(new), _numbers(before), strict=True)):
+                    values = (int(n.value) if x.whole and y.whole else n.value for n in (x, y))
+                    yield f"{path} line {i + 1}, number {j + 1}", *map(np.asarray, values)
+    elif isinstance(got, dict) and isinstance(want, dict):
+        for key in sorted(got.keys() & want.keys()):
+            yield from _pairs(got[key], want[key], f"{path}.{key}")
+    elif isinstance(got, list) and isinstance(want, list):
+        for i, (g, w) in enumerate(zip(got, want, strict=False)):
+            yield from _pairs(g, w, f"{path}[{i}]")
+
+
 def not_recorded(data: dict) -> bool:
     """Whether this output shows its HTML only to who runs the cell: a live view, or what was measured."""
     return "".join(data.get("text/plain", "")).endswith((LIVE_VIEW, MEASURED))
