@@ -3,6 +3,8 @@
 ENVIRONMENT := mechanistic-interpretability-workbook
 PYTHON ?= python3
 CHAPTER ?=
+SEEDS ?=
+SETTING ?=
 PORT ?=
 BROWSER ?= yes
 MODEL ?=
@@ -23,8 +25,8 @@ export PYTHONNOUSERSITE := 1
 RUN := $(PY) -m utils.workbook
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: help setup place FORCE lab start update progress test test-full lint unit drift nbval notebooks execute bench report \
-        models models-smoke models-report clean
+.PHONY: help setup place FORCE lab start update progress test test-full lint unit drift nbval portable notebooks execute \
+        spread bench report models models-smoke models-report clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-22s %s\n", $$1, $$2}'
@@ -81,6 +83,10 @@ unit: $(STAMP)  ## unit tests and the proof of the checks
 nbval: $(STAMP)  ## run the solved notebooks and compare every output (CHAPTER=01)
 	@$(RUN) nbval $(CHAPTER) || { echo "make nbval failed: the lines above name cell and value." >&2; exit 1; }
 
+portable: $(STAMP)  ## run them as other machines would: rounding noise, code paths, threads (CHAPTER=01 SEEDS=3 SETTING=noise-1)
+	@$(RUN) portable $(CHAPTER) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SETTING),--setting $(SETTING)) || \
+	    { echo "make portable failed: the lines above name setting, cell and value." >&2; exit 1; }
+
 # ---------------------------------------------------------------- for authors
 
 notebooks: $(STAMP)  ## write chapters/ and solutions/ from the sources
@@ -88,6 +94,9 @@ notebooks: $(STAMP)  ## write chapters/ and solutions/ from the sources
 
 execute: $(STAMP)  ## run solved notebooks and record their outputs as references (CHAPTER=01)
 	@$(RUN) execute $(CHAPTER)
+
+spread: $(STAMP)  ## say how far a chapter's numbers move from machine to machine (CHAPTER=01 SEEDS=8)
+	@$(RUN) spread $(CHAPTER) $(if $(SEEDS),--seeds $(SEEDS))
 
 bench: $(STAMP)  ## benchmarks, each beside what it is measured against
 	@for file in tests/bench_*.py; do echo "== $$file"; $(OFFLINE) $(PY) $$file || exit 1; done

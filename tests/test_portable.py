@@ -285,3 +285,46 @@ def test_a_result_is_kept_until_what_it_depends_on_changes(ran, monkeypatch):
 def test_unknown_setting_is_named():
     with pytest.raises(WorkbookError, match="no setting 'noize'.*noise-1.*cpu-default"):
         portable.portable(setting="noize")
+
+
+# ---------------------------------------------------------------- how far numbers move
+
+
+def outputs(printed, y, count=3, label="a"):
+    figure = {"data": [{"y": y, "name": label}], "layout": {}}
+    text = f"{label} loss {printed}, {count} heads\n"
+    return [
+        {"output_type": "stream", "name": "stdout", "text": text},
+        {"output_type": "display_data", "data": {"application/vnd.plotly.v1+json": figure}},
+    ]
+
+
+def test_spread_names_what_moves_and_how_far():
+    runs = [{"c": outputs(0.51, [1.0, 2.2])}, {"c": outputs(0.5, [1.0, 1.9], count=5)}]
+    loss, heads, array = portable.spread_rows(runs, {"c": outputs(0.5, [1.0, 2.0]), "d": []})
+    assert (loss["where"], loss["recorded"], loss["min"], loss["max"]) == (
+        "output 0 (printed text) line 1, number 1",
+        0.5,
+        0.5,
+        0.51,
+    )
+    assert loss["atol"] == pytest.approx(0.03) and loss["rtol"] == pytest.approx(0.06)
+    assert (heads["recorded"], heads["max"], heads["atol"], heads["rtol"]) == (3, 5, 6, 0)
+    assert array["where"] == "output 1 (figure).data[0].y, element 1 of 2"
+    assert (array["min"], array["max"]) == (1.9, 2.2) and array["rtol"] == pytest.approx(0.3)
+
+
+def test_spread_leaves_out_what_holds_and_what_reads_otherwise():
+    runs = [{"c": outputs(0.5001, [1.0, 2.001])}, {"c": outputs(0.7, [1.0, 2.0, 3.0], label="b")}]
+    assert not portable.spread_rows(runs, {"c": outputs(0.5, [1.0, 2.0])})
+
+
+def test_spread_of_a_notebook(ran):
+    runs = [result["outputs"] for result in ran[3].values()]
+    recorded = {c.id: c.outputs for c in ran[2].cells}
+    rows = portable.spread_rows(runs, recorded)
+    assert {r["cell"] for r in rows} == {
+        "a-histogram-at-a-border",
+        "a-count-at-a-border",
+        "the-authors-rounding",
+    }

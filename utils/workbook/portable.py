@@ -19,9 +19,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from utils.workbook import ROOT, SOLUTIONS, WorkbookError, chapter_names
+from utils.workbook.compare import ATOL, RTOL, number_pairs
 
 CACHE = ROOT / ".cache" / "portable"
 CHECKS = "checks"  # beside the chapters: every exercise's solution and right answers before its check
@@ -180,6 +182,77 @@ def report(results: dict[tuple[str, str], dict]) -> list[str]:
     for (setting, chapter), result in results.items():
         lines += [f"{chapter} under {setting}, {cell}: {said}" for cell, said in failures(result).items()]
     return lines if any(failures(r) for r in results.values()) else [*lines, "No cell differs."]
+
+
+# ---------------------------------------------------------------- how far numbers move
+
+
+def spread(wanted: str, seeds: int = 8, jobs: int | None = None) -> list[str]:
+    """Run a chapter under noise and say how far each number moves that moves beyond the comparison's default.
+
+    Returns a table's lines; `.cache/spread/` keeps it, and its numbers as JSON.
+    """
+    known = settings(seeds)
+    (chapter,) = chapter_names(wanted)
+    results = run_all([(f"noise-{n}", chapter) for n in range(1, seeds + 1)], known, jobs or os.cpu_count() or 1)
+    notebook = json.loads((SOLUTIONS / f"{chapter}.ipynb").read_text(encoding="utf-8"))
+    recorded = {cell["id"]: cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code"}
+    rows = spread_rows([r["outputs"] for r in results.values()], recorded)
+    lines = [f"{chapter}, {seeds} seeds: {len(rows)} places move by more than {RTOL:g} of the number and {ATOL:g}.", ""]
+    if rows:
+        lines += ["| cell | where | recorded | min | max | moves | of it | 3 × atol | or 3 × rtol |"]
+        lines += ["| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        numbers = [row[k] for k in ("recorded", "min", "max", "moves", "share", "atol", "rtol")]
+        lines.append(f"| {row['cell']} | {row['where']} | " + " | ".join(f"{n:.4g}" for n in numbers) + " |")
+    for (setting, _), result in results.items():
+        lines += [f"{setting}, {cell}: {said}" for cell, said in failures(result).items()]
+    CACHE.with_name("spread").mkdir(parents=True, exist_ok=True)
+    CACHE.with_name("spread").joinpath(f"{chapter}.md").write_text("\n".join(lines) + "\n")
+    CACHE.with_name("spread").joinpath(f"{chapter}.json").write_text(json.dumps(rows, indent=1))
+    return lines
+
+
+def spread_rows(runs: list[dict[str, list]], recorded: dict[str, list]) -> list[dict]:
+    """A row for each number, or figure's array, that moves beyond the default tolerance in one of the runs.
+
+    Args:
+        runs: for each machine, cell's id → outputs.
+        recorded: cell's id → recorded outputs.
+
+    Returns:
+        dicts: cell, where; of the worst element the recorded value, min and max over the machines, how far it moves
+        from the recorded one and which share of it that is; `atol` and `rtol`, each three times what would by itself
+        cover all elements; whole numbers have no rtol.
+    """
+    rows = []
+    for cell, before in recorded.items():
+        seen = {}
+        for run in runs:
+            for where, new, old in number_pairs(run.get(cell, []), before):
+                seen.setdefault(where, (old, []))[1].append(new)
+        for where, (old, new) in seen.items():
+            whole, old, new = old.dtype.kind == "i", old.ravel().astype(float), np.stack(new).reshape(len(new), -1)
+            moves = np.nan_to_num(np.abs(new - old), nan=0.0).max(0, initial=0.0)
+            allowed = 0.5 if whole else ATOL + RTOL * np.nan_to_num(np.abs(old))
+            if not (moves > allowed).any():
+                continue
+            worst = int(np.argmax(moves / allowed))
+            share = np.divide(moves, np.abs(old), out=np.zeros_like(moves), where=old != 0)
+            rows.append(
+                {
+                    "cell": cell,
+                    "where": where + (f", element {worst} of {old.size}" if old.size > 1 else ""),
+                    "recorded": old[worst],
+                    "min": float(new[:, worst].min()),
+                    "max": float(new[:, worst].max()),
+                    "moves": moves[worst],
+                    "share": share[worst],
+                    "atol": 3 * moves.max(),
+                    "rtol": 0.0 if whole else 3 * share.max(),
+                }
+            )
+    return rows
 
 
 # ---------------------------------------------------------------- pytest's plugin
