@@ -27,14 +27,12 @@ def main() -> int:
         "lab": "open JupyterLab in work/",
     }.items():
         command = commands.add_parser(name, help=text)
-        if name in ("build", "coarse", "execute", "nbval", "portable", "update", "mistakes"):
+        if name in ("build", "coarse", "execute", "nbval", "portable", "spread", "update", "mistakes"):
             command.add_argument("chapter", nargs="?", help="number or name; all without it")
         if name == "mistakes":
             command.add_argument("--sample", action="store_true", help="one a chapter, the quickest")
             command.add_argument("--search", action="store_true", help="find three a chapter and list them")
             command.add_argument("--every", action="store_true", help="with --search: try all")
-        if name == "spread":
-            command.add_argument("chapter", help="number or name")
         if name in ("portable", "spread"):
             seeds = 3 if name == "portable" else 8
             command.add_argument("--seeds", type=int, default=seeds, help="how many machines with rounding noise")

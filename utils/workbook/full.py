@@ -20,6 +20,7 @@ WORKBOOK = [sys.executable, "-m", "utils.workbook"]
 # Name → command. Each says itself what failed, and returns non-zero then.
 PARTS = {
     "named mistakes": [*WORKBOOK, "mistakes"],
+    "other machines": [*WORKBOOK, "portable"],
 }
 STATE = ROOT / ".cache" / "test_full.json"
 TREE = ("utils", "tests", "chapters", "solutions", "pyproject.toml", "requirements.txt")

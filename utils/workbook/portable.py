@@ -26,7 +26,6 @@ from utils.workbook.compare import ATOL, RTOL, number_pairs
 
 CACHE = ROOT / ".cache" / "portable"
 CHECKS = "checks"  # beside the chapters: every exercise's solution and right answers before its check
-CELL_SECONDS = 3600  # ends a cell that hangs; a busy machine and the noise together slow a cell many times
 SAMPLE = ("04", "05"), "noise-1"  # what `make test` runs of this: chapter 01 has nothing that rounds
 STYLE = re.compile(r"\x1b\[[\d;]*m")
 
@@ -104,7 +103,7 @@ def run(setting: str, chapter: str, environment: dict[str, str]) -> dict:
     Raises:
         WorkbookError: pytest did not get through, or the kernel started without the noise that the setting asks for.
     """
-    from utils.workbook.execute import OFFLINE
+    from utils.workbook.execute import CELL_SECONDS, OFFLINE
 
     noisy = setting.startswith("noise-")
     before = digest(chapter, environment)
@@ -118,11 +117,8 @@ def run(setting: str, chapter: str, environment: dict[str, str]) -> dict:
             command += ["--noise", setting.split("-")[1]] if noisy else []
         else:
             command += ["-p", "utils.workbook.nbval_plugin", "--nbval", "--nbval-current-env"]
-            command += [
-                f"--nbval-cell-timeout={CELL_SECONDS}",
-                "--nbval-kernel-startup-timeout=600",
-                str(SOLUTIONS / f"{chapter}.ipynb"),
-            ]
+            command += [f"--nbval-cell-timeout={CELL_SECONDS}", "--nbval-kernel-startup-timeout=600"]
+            command.append(str(SOLUTIONS / f"{chapter}.ipynb"))
             if noisy:
                 from utils.workbook.noise import kernel_profile
 
@@ -188,30 +184,34 @@ def report(results: dict[tuple[str, str], dict]) -> list[str]:
 # ---------------------------------------------------------------- how far numbers move
 
 
-def spread(wanted: str, seeds: int = 8, jobs: int | None = None) -> list[str]:
-    """Run a chapter under noise and say how far each number moves that moves beyond the comparison's default.
+def spread(wanted: str | None = None, seeds: int = 8, jobs: int | None = None) -> list[str]:
+    """Run a chapter, or all, under noise and say how far each number moves that moves beyond the default tolerance.
 
-    Returns a table's lines; `.cache/spread/` keeps it, and its numbers as JSON.
+    Returns a table's lines for each chapter; `.cache/spread/` keeps it, and its numbers as JSON.
     """
-    known = settings(seeds)
-    (chapter,) = chapter_names(wanted)
-    results = run_all([(f"noise-{n}", chapter) for n in range(1, seeds + 1)], known, jobs or os.cpu_count() or 1)
-    notebook = json.loads((SOLUTIONS / f"{chapter}.ipynb").read_text(encoding="utf-8"))
-    recorded = {cell["id"]: cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code"}
-    rows = spread_rows([r["outputs"] for r in results.values()], recorded)
-    lines = [f"{chapter}, {seeds} seeds: {len(rows)} places move by more than {RTOL:g} of the number and {ATOL:g}.", ""]
-    if rows:
-        lines += ["| cell | where | recorded | min | max | moves | of it | 3 × atol | or 3 × rtol |"]
-        lines += ["| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
-    for row in rows:
-        numbers = [row[k] for k in ("recorded", "min", "max", "moves", "share", "atol", "rtol")]
-        lines.append(f"| {row['cell']} | {row['where']} | " + " | ".join(f"{n:.4g}" for n in numbers) + " |")
-    for (setting, _), result in results.items():
-        lines += [f"{setting}, {cell}: {said}" for cell, said in failures(result).items()]
-    CACHE.with_name("spread").mkdir(parents=True, exist_ok=True)
-    CACHE.with_name("spread").joinpath(f"{chapter}.md").write_text("\n".join(lines) + "\n")
-    CACHE.with_name("spread").joinpath(f"{chapter}.json").write_text(json.dumps(rows, indent=1))
-    return lines
+    known, chapters, said = settings(seeds), chapter_names(wanted), []
+    every = [(f"noise-{n}", chapter) for chapter in chapters for n in range(1, seeds + 1)]
+    results = run_all(every, known, jobs or os.cpu_count() or 1)
+    folder = CACHE.with_name("spread")
+    folder.mkdir(parents=True, exist_ok=True)
+    for chapter in chapters:
+        notebook = json.loads((SOLUTIONS / f"{chapter}.ipynb").read_text(encoding="utf-8"))
+        recorded = {cell["id"]: cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code"}
+        own = {setting: result for (setting, name), result in results.items() if name == chapter}
+        rows = spread_rows([result["outputs"] for result in own.values()], recorded)
+        lines = [f"{chapter}: {len(rows)} places move by more than {RTOL:g} of the number and {ATOL:g}.", ""]
+        if rows:
+            lines += ["| cell | where | recorded | min | max | moves | of it | 3 × atol | or 3 × rtol |"]
+            lines += ["| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+        for row in rows:
+            numbers = [row[k] for k in ("recorded", "min", "max", "moves", "share", "atol", "rtol")]
+            lines.append(f"| {row['cell']} | {row['where']} | " + " | ".join(f"{n:.4g}" for n in numbers) + " |")
+        for setting, result in own.items():
+            lines += [f"{setting}, {cell}: {text}" for cell, text in failures(result).items()]
+        (folder / f"{chapter}.md").write_text("\n".join(lines) + "\n")
+        (folder / f"{chapter}.json").write_text(json.dumps(rows, indent=1))
+        said += [*lines, ""]
+    return said
 
 
 def spread_rows(runs: list[dict[str, list]], recorded: dict[str, list]) -> list[dict]:
