@@ -10,7 +10,7 @@ from transformer_lens.utilities import get_act_name
 from utils import composition as com
 from utils import induction as ind
 from utils.checks.compare import difference
-from utils.checks.induction import chapter
+from utils.checks.induction import ROUNDING, chapter
 from utils.checks.models import (
     cached,
     noise,
@@ -614,7 +614,7 @@ def logits_and_patterns(fn, model, *args):
     return {"logits": logits, "patterns": [cache["pattern", l] for l in range(model.cfg.n_layers)]}
 
 
-run_with_path_ablated = exercise(com.run_with_path_ablated, use=logits_and_patterns)
+run_with_path_ablated = exercise(com.run_with_path_ablated, use=logits_and_patterns, atol=ROUNDING)
 
 
 @run_with_path_ablated.cases

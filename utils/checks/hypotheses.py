@@ -42,7 +42,7 @@ class Hypotheses:
             True: f"you guessed {guess}: right",
             False: f"you guessed {guess}",
         }
-        print(f"{self._questions[key]}\n  measured: {measured}   ({verdict[good]})")
+        print(f"{self._questions[key]}\n  measured: {_shown(measured)}   ({verdict[good]})")
 
     def table(self) -> None:
         """Show all questions with guess and measurement."""
@@ -51,5 +51,9 @@ class Hypotheses:
         for key, question in self._questions.items():
             measured, good = self._graded.get(key, ("", None))
             guess = "" if self._guesses[key] is None else self._guesses[key]
-            rows.append(f"| {question} | {guess} | {measured} | {sign[good]} |")
+            rows.append(f"| {question} | {guess} | {_shown(measured)} | {sign[good]} |")
         display(Markdown("\n".join(rows)))
+
+
+def _shown(measured: object) -> str:
+    return f"{measured:#.3g}" if isinstance(measured, float) else str(measured)
