@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+import torch
 from IPython.display import HTML
 from jaxtyping import Float
 from sae_lens import SAE, ActivationsStore, HookedSAETransformer
@@ -16,9 +17,12 @@ from torch import Tensor
 from utils import show
 from utils.saes import (
     Example,
-    fetch_max_activating_examples,
+    get_k_largest_indices,
+    get_sae_acts,
+    index_with_buffer,
     logit_weights,
     positive_activations,
+    token_batches,
 )
 
 # A long line of tokens breaks anywhere, rather than run out of the page.
@@ -83,8 +87,13 @@ def dashboard(
     Args:
         f1: for each of the world's labels the latent's F1 as its detector; the three largest are shown.
     """
-    acts, share = positive_activations(model, sae, act_store, latent_idx, total_batches)
-    examples = fetch_max_activating_examples(model, sae, act_store, latent_idx, total_batches, k, buffer)
+    # As `positive_activations` and `fetch_max_activating_examples`, from one pass over the text.
+    batches = token_batches(act_store, total_batches)
+    all_acts = torch.cat([get_sae_acts(model, sae, tokens)[..., latent_idx] for tokens in batches])
+    acts, share = all_acts[all_acts > 0], (all_acts > 0).float().mean().item()
+    indices = get_k_largest_indices(all_acts, k, buffer)
+    windows = (index_with_buffer(x, indices, buffer) for x in (torch.cat(batches), all_acts))
+    examples = [Example(model.to_str_tokens(t), a) for t, a in zip(*windows, strict=True) if a[buffer] > 0]
     parts = [f"<h4>{html.escape(str(sae.cfg.metadata.hook_name))}, latent {latent_idx}</h4>"]
     if link := neuronpedia_link(sae, latent_idx):
         parts.append(f'<div><a href="{link}">this latent on Neuronpedia</a></div>')
