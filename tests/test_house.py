@@ -11,8 +11,6 @@ from utils.workbook.build import read_notebook
 from utils.workbook.chapters import table
 
 UTILS = ROOT / "utils"
-# Still to be re-cut.
-WIDE = {"07_toy_saes", "08_saes"}
 MODULES = sorted({module for row in table() for module in row.modules})
 FOLDERS = sorted(p.name for p in UTILS.iterdir() if p.is_dir() and any(p.glob("*.py")))
 
@@ -68,7 +66,7 @@ def test_no_module_is_too_long_to_be_read(module):
         assert lines <= most, f"{path.relative_to(ROOT)} has {lines} lines: cut it in two, each named for its subject"
 
 
-@pytest.mark.parametrize("row", [row for row in table() if row.name not in WIDE], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", table(), ids=lambda row: row.name)
 def test_no_cell_is_wider_than_the_page(row):
     notebooks = (read_notebook(folder / f"{row.name}.ipynb") for folder in (CHAPTERS, SOLUTIONS))
     for cell in chain.from_iterable(n.cells for n in notebooks):

@@ -26,6 +26,13 @@ from utils.runtime import seed_everything
 from utils.saes import acts_name, layer_of
 from utils.world import Document, parse, token_labels
 
+__all__ = [
+    "finished_sentences",
+    "generate_texts",
+    "labelled_batch",
+    "require_hook_z",
+]
+
 
 def require_hook_z(sae: SAE) -> None:
     """Raises ValueError if the autoencoder doesn't read the heads' outputs."""

@@ -20,6 +20,19 @@ from torch.nn import functional as F
 
 from utils.world import LABELS, Document, token_labels
 
+__all__ = [
+    "Example",
+    "acts_name",
+    "check_fits",
+    "labelled_rows",
+    "layer_of",
+    "next_token_losses",
+    "precision_and_recall",
+    "probe_scores",
+    "token_batches",
+    "unit_thresholds",
+]
+
 
 def layer_of(sae: SAE) -> int:
     """The layer that an autoencoder belongs to, from the name of its hook.

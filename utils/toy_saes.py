@@ -19,6 +19,12 @@ from tqdm.auto import tqdm
 
 from utils.superposition import ToyModel, cosine_decay
 
+__all__ = [
+    "SAEHistory",
+    "ToySAEConfig",
+    "TrainableSAE",
+]
+
 
 @dataclass
 class ToySAEConfig:
