@@ -5,6 +5,10 @@ import os
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
 import pytest
+from small_course import SOURCE
+
+from utils import workbook
+from utils.workbook.build import build
 
 _caught: list[bool] = []
 
@@ -65,3 +69,14 @@ def outcomes_kept(request, monkeypatch):
 
 
 _kept: dict = {}
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    """A course of one chapter in an empty folder: (source, chapters, solutions, work)."""
+    folders = [tmp_path / n for n in ("source", "chapters", "solutions", "work")]
+    folders[0].mkdir()
+    (folders[0] / "01_sample.md").write_text(SOURCE)
+    monkeypatch.setattr(workbook, "SOURCE", folders[0])
+    build(*folders[:3])
+    return folders

@@ -4,7 +4,6 @@ Needs Debian's chromium (or Chrome); skipped with a reason where there is none. 
 to keep pictures in.
 """
 
-import json
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
+from utils.checks import progress
 from utils.workbook import ROOT
 from utils.workbook.build import read_notebook, solution_code
 
@@ -151,7 +151,7 @@ def test_a_learners_way(lab, page):
     notebook = saved_when(lambda nb: said in printed(nb, "check-merge_pair"), page, work)
     picture(page, "2-wrong")
     assert said in printed(notebook, "check-merge_pair")
-    assert json.loads((work / ".progress.json").read_text())["tokenization"] == {"merge_pair": "tried"}
+    assert progress.load(work)["tokenization"] == {"merge_pair": "tried"}
 
     # The right answer passes, and the progress moves.
     write_and_run(page, "merge_pair", solution_code("utils.tokenization.merge_pair").rstrip())
@@ -159,7 +159,7 @@ def test_a_learners_way(lab, page):
     notebook = saved_when(lambda nb: said in printed(nb, "check-merge_pair"), page, work)
     picture(page, "3-right")
     assert said in printed(notebook, "check-merge_pair")
-    assert json.loads((work / ".progress.json").read_text())["tokenization"] == {"merge_pair": "solved"}
+    assert progress.load(work)["tokenization"] == {"merge_pair": "solved"}
     env = {**os.environ, "WORKBOOK_WORK": str(work)}
     table = subprocess.run(["make", "progress"], cwd=ROOT, env=env, capture_output=True, text=True).stdout
     assert re.search(rf"{CHAPTER}\s+1 of {len(exercises)}", table), table

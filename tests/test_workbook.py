@@ -1,4 +1,4 @@
-"""Build, drift, start, update and progress on a small course; bad input to each."""
+"""Build and drift on a small course; bad input to each."""
 
 import json
 import os
@@ -8,57 +8,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from small_course import SOURCE, cell
 
-from utils import workbook
-from utils.checks import progress
-from utils.workbook import ROOT, WorkbookError, chapter_names, learner
+from utils.workbook import ROOT, WorkbookError, chapter_names
 from utils.workbook.build import build, build_chapter, drift, read_notebook, solution_code, stub_code
-from utils.workbook.learner import merge
-
-SOURCE = """---
-modules: [runtime]
-needs: []
----
-
-# 01 · Sample
-
-Some text.
-
-```python
-x = 1
-```
-
-### Exercise
-
-```python exercise="utils.runtime.device" difficulty=2 importance=3 minutes=5
-```
-
-More text.
-
-```python
-print(x)
-```
-
-```python rtol=0.1 why="an example"
-print(x / 3)
-```
-"""
-
-
-@pytest.fixture
-def course(tmp_path, monkeypatch):
-    """A course of one chapter in an empty folder: (source, chapters, solutions, work)."""
-    folders = [tmp_path / n for n in ("source", "chapters", "solutions", "work")]
-    folders[0].mkdir()
-    (folders[0] / "01_sample.md").write_text(SOURCE)
-    monkeypatch.setattr(workbook, "SOURCE", folders[0])
-    build(*folders[:3])
-    return folders
-
-
-def cell(notebook, id):
-    return next(c for c in notebook.cells if c.id == id)
-
 
 # ---------------------------------------------------------------- build
 
@@ -186,116 +139,6 @@ def test_chapter_names(course):
 
 def test_all_shipped_notebooks_are_as_their_sources_say():
     assert drift() == []
-
-
-# ---------------------------------------------------------------- start, update, progress
-
-
-@pytest.fixture
-def work(course):
-    learner.start(course[1], course[3])
-    return course[3]
-
-
-def edit(path, change):
-    notebook = nbformat.read(path, 4)
-    change(notebook)
-    nbformat.write(notebook, path)
-
-
-def answer(notebook):
-    """What a learner does: answers, changes a cell, adds one, and copies one."""
-    cell(notebook, "device").source = "def device():\n    return 'mine'"
-    cell(notebook, "device").outputs = [nbformat.v4.new_output("stream", text="out\n")]
-    example = next(c for c in notebook.cells if c.source == "print(x)")
-    example.source = "print(x)  # tried"
-    index = [c.id for c in notebook.cells].index("check-device")
-    notebook.cells.insert(index + 1, nbformat.v4.new_code_cell("my_own = 1"))
-    notebook.cells.insert(0, nbformat.v4.new_markdown_cell("my notes"))
-
-
-def test_start_never_overwrites(course, work):
-    edit(work / "01_sample.ipynb", answer)
-    before = (work / "01_sample.ipynb").read_text()
-    assert learner.start(course[1], work) == []
-    assert (work / "01_sample.ipynb").read_text() == before
-
-
-def test_update_keeps_everything_a_learner_wrote(course, work):
-    source, chapters, solutions, _ = course
-    copy = work / "01_sample.ipynb"
-    edit(copy, answer)
-    before = copy.read_text()
-    changed = SOURCE.replace("Some text", "Better text").replace("print(x)", "print('new', x)")
-    (source / "01_sample.md").write_text(changed)
-    build(source, chapters, solutions)
-    assert "newer version" in learner.start(chapters, work)[0]
-    said = learner.update(chapters=chapters, work=work)
-    assert "updated" in said[0]
-    sources = [c.source for c in nbformat.read(copy, 4).cells]
-    text = "\n".join(sources)
-    for kept in ("return 'mine'", "print(x)  # tried", "my_own = 1", "my notes", "Better text", "print('new', x)"):
-        assert text.count(kept) == 1, kept
-    assert "Some text" not in text and "print(x)" not in sources
-    assert sources[0] == "my notes"
-    assert sources.index("my_own = 1") == sources.index("device = check(device)") + 1
-    assert cell(nbformat.read(copy, 4), "device").outputs
-    (backup,) = (work / "backup").glob("*.ipynb")
-    assert backup.read_text() == before
-    assert "up to date" in learner.update(chapters=chapters, work=work)[0]
-
-
-def test_update_announces_a_changed_task(course, work):
-    new = nbformat.read(course[1] / "01_sample.ipynb", 4)
-    mine = nbformat.read(work / "01_sample.ipynb", 4)
-    answer(mine)
-    cell(new, "device").source += "  # another stub"
-    cell(new, "device").metadata["workbook"] = "0000000000"
-    merged, notes = merge(new, mine)
-    assert notes == ["device: the task has changed; your answer is kept, the new one is in chapters/."]
-    assert "mine" in cell(merged, "device").source
-
-
-def test_update_keeps_an_answer_whose_exercise_is_gone(course, work):
-    new = nbformat.read(course[1] / "01_sample.ipynb", 4)
-    new.cells = [c for c in new.cells if "device" not in c.id]
-    mine = nbformat.read(work / "01_sample.ipynb", 4)
-    answer(mine)
-    merged, notes = merge(new, mine)
-    assert "no longer in the chapter" in notes[0]
-    assert any("return 'mine'" in c.source for c in merged.cells)
-
-
-def test_update_takes_a_new_stub_where_nothing_was_written(course, work):
-    new = nbformat.read(course[1] / "01_sample.ipynb", 4)
-    cell(new, "device").source += "  # another stub"
-    cell(new, "device").metadata["workbook"] = "0000000000"
-    merged, notes = merge(new, nbformat.read(work / "01_sample.ipynb", 4))
-    assert notes == [] and "another stub" in cell(merged, "device").source
-
-
-@pytest.mark.parametrize("damage", ["{", "", '{"cells": 3}', "\x80"])
-def test_update_leaves_a_damaged_copy_alone(course, work, damage):
-    copy = work / "01_sample.ipynb"
-    copy.write_text(damage)
-    with pytest.raises(WorkbookError, match="not a readable notebook"):
-        learner.update(chapters=course[1], work=work)
-    assert copy.read_text() == damage
-    assert learner.start(course[1], work) == []
-
-
-def test_work_that_is_no_folder(course):
-    course[3].write_text("")
-    with pytest.raises(WorkbookError, match="can't be written"):
-        learner.start(course[1], course[3])
-
-
-def test_progress_table(course, work):
-    progress.record("sample", "device", "solved", work)
-    table = learner.progress_table(course[1], work)
-    assert "01_sample" in table and "1 of 1" in table
-    progress.progress_file(work).write_text("{")
-    assert "0 of 1" in learner.progress_table(course[1], work)
 
 
 # ---------------------------------------------------------------- the commands

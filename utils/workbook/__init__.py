@@ -25,11 +25,15 @@ def chapter_names(wanted: str | None = None, source: Path | None = None) -> list
     Raises:
         WorkbookError: there is no such chapter.
     """
-    names = sorted(p.stem for p in (source or SOURCE).glob("*.md"))
+    return pick(sorted(p.stem for p in (source or SOURCE).glob("*.md")), wanted)
+
+
+def pick(names: list[str], wanted: str | None) -> list[str]:
+    """Those of the names that `wanted` means; see `chapter_names`."""
     if not wanted:
         return names
     wanted = Path(wanted).stem
-    found = [n for n in names if wanted in (n, n.split("_", 1)[0], n.split("_", 1)[0].lstrip("0"), n.split("_", 1)[1])]
+    found = [n for n in names if wanted in (n, n.split("_", 1)[0], n.split("_", 1)[0].lstrip("0"), n.split("_", 1)[-1])]
     if not found:
         raise WorkbookError(f"There is no chapter {wanted!r}. The chapters are: {', '.join(names) or 'none yet'}.")
     return found

@@ -1,7 +1,6 @@
 """From chapters/source/*.md: chapters/*.ipynb (stubs, no outputs) and solutions/*.ipynb (solved, outputs kept)."""
 
 import ast
-import hashlib
 import re
 from collections import Counter
 from functools import cache
@@ -13,6 +12,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from utils.workbook import CHAPTERS, README, ROOT, SOLUTIONS, SOURCE, WorkbookError, chapter_names
 from utils.workbook.chapters import exercise, read_chapter, source_cells, table
 from utils.workbook.compare import coarse_numbers
+from utils.workbook.files import write_whole
+from utils.workbook.merge import digest
 
 KERNEL = {
     "kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"},
@@ -85,10 +86,6 @@ def stub_code(code: str, todo: list[str] | None = None, guide: bool = False) -> 
 
 
 # ---------------------------------------------------------------- one chapter
-
-
-def digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def _about(cell) -> str:
@@ -229,11 +226,10 @@ def build(source=SOURCE, chapters=CHAPTERS, solutions=SOLUTIONS, wanted: str | N
     written = []
     for file, text in list(_notebooks(source, chapters, solutions, wanted)):
         if not file.exists() or file.read_text(encoding="utf-8") != text:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
+            write_whole(file, text)
             written.append(file)
     if source == SOURCE and (text := readme_with_table(README, source)) != README.read_text(encoding="utf-8"):
-        README.write_text(text, encoding="utf-8")
+        write_whole(README, text)
         written.append(README)
     return written
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from utils.workbook import ROOT, SOLUTIONS, WorkbookError, chapter_names
 from utils.workbook.build import KERNEL, read_notebook
 from utils.workbook.compare import SKIPPED, not_recorded
+from utils.workbook.files import write_whole
 from utils.workbook.lab import settle
 
 CELL_SECONDS = 600  # of the kernel's processor time: a busy machine ends no cell
@@ -48,9 +49,7 @@ def execute(wanted: str | None = None, solutions: Path = SOLUTIONS) -> list[str]
                 cell.outputs = [o for o in cell.outputs if _worth_keeping(o)]
                 cell.metadata.pop("execution", None)
         notebook.metadata = nbformat.from_dict(KERNEL)
-        half = path.with_suffix(".half")
-        half.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
-        os.replace(half, path)
+        write_whole(path, nbformat.writes(notebook) + "\n")
         said.append(f"{name}: executed and recorded ({path.stat().st_size:,} bytes).")
     return said
 

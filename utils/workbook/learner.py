@@ -1,44 +1,106 @@
 """A learner's own copies in `work/`: start them, bring them up to date without losing anything, show progress."""
 
-import os
-import shutil
+import contextlib
+import logging
 import time
 from pathlib import Path
 
 import nbformat
+from nbformat.sign import NotebookNotary
 
 from utils.checks.progress import WORK, load
-from utils.workbook import CHAPTERS, WorkbookError, chapter_names
-from utils.workbook.build import digest, read_notebook
+from utils.moved import Moved
+from utils.workbook import CHAPTERS, WorkbookError, pick
+from utils.workbook.build import read_notebook
+from utils.workbook.files import cannot_write, clean_up, free_name, write_whole
+from utils.workbook.merge import canonical, merge
+
+DELIVERED = ".delivered"  # in `work/`: each chapter as it was delivered last, by which an update knows what is ours
+RELOAD = (
+    "If a chapter is open in JupyterLab: save what you have there; where it asks, choose Overwrite and run "
+    "`make update` again. Where all was saved, choose File → Reload Notebook from Disk."
+)
 
 
 def start(chapters: Path = CHAPTERS, work: Path = WORK) -> list[str]:
-    """Copy each chapter into `work` where no copy stands; returns sentences to print.
+    """Copy each chapter into `work` where no copy stands, or one that a crash cut off; returns sentences to print.
 
     Raises:
         WorkbookError: the folder can't be written.
     """
     said = []
-    try:
-        work.mkdir(exist_ok=True)
-        for file in sorted(chapters.glob("*.ipynb")):
-            copy = work / file.name
-            if not copy.exists():
-                shutil.copy(file, copy)
-                said.append(f"{copy.name}: copied, ready to start.")
-            elif _outdated(file, copy):
-                said.append(f"{copy.name}: there is a newer version; `make update` brings it in and keeps your work.")
-    except OSError as error:
-        raise WorkbookError(f"The folder {work.name}/ can't be written ({error}): check its permissions.") from None
+    moved = Moved(chapters / "moved.toml")
+    with _writing(work):
+        work.mkdir(parents=True, exist_ok=True)
+    clean_up(work)
+    for file in sorted(chapters.glob("*.ipynb")):
+        copy = work / file.name
+        if not copy.exists():
+            _deliver(file, copy)
+            said.append(f"{copy.name}: copied, ready to start.")
+        elif _cut_off(copy, file):
+            kept = _backup(copy, copy.read_bytes())
+            _deliver(file, copy)
+            said.append(f"{copy.name}: a crash had cut it off; copied anew. What was there is backup/{kept.name}.")
+        elif _outdated(file, copy):
+            said.append(f"{copy.name}: there is a newer version; `make update` brings it in and keeps your work.")
+    for old in _old_copies(chapters, work, moved):
+        said.append(f"{old}.ipynb is now {_listed(moved.chapter_homes(old))}: `make update` brings your work there.")
     return said
 
 
+def _deliver(file: Path, copy: Path) -> None:
+    data = file.read_bytes()
+    write_whole(copy.parent / DELIVERED / file.name, data)
+    write_whole(copy, data)
+
+
+def _cut_off(copy: Path, file: Path) -> bool:
+    """Whether the copy is the beginning of what was delivered: an earlier version copied in place, and could crash."""
+    with _writing(copy):
+        size = copy.stat().st_size
+        whole = [p for p in (file, copy.parent / DELIVERED / file.name) if p.exists() and p.stat().st_size > size]
+        data = copy.read_bytes() if whole else b""
+        return any(p.read_bytes().startswith(data) for p in whole)
+
+
 def _outdated(file: Path, copy: Path) -> bool:
+    """Whether there is something to bring in: by what was delivered last, and by what the copy's cells came from."""
+    new = read_notebook(file)
     try:
-        mine = {c.get("id") for c in nbformat.read(copy, 4).cells}
+        before = copy.parent / DELIVERED / file.name
+        if before.exists() and _texts(read_notebook(before)) != _texts(new):
+            return True
+        mine = nbformat.read(copy, 4)
     except Exception:
         return False  # `update` says what is wrong with it; starting JupyterLab must still work
-    return any(c.id not in mine for c in read_notebook(file).cells)
+    stamps = {c.metadata.get("workbook") for c in mine.cells} - {None}
+    if stamps or before.exists():
+        return bool(stamps - {c.metadata.get("workbook") for c in new.cells})
+    return bool(set(_texts(new)) - set(_texts(mine)))
+
+
+def _texts(notebook) -> list[tuple[str, str]]:
+    return [(c.cell_type, canonical(c.source)) for c in notebook.cells]
+
+
+def _old_copies(chapters: Path, work: Path, moved: Moved) -> list[str]:
+    """Copies of chapters that have become others."""
+    return [
+        n for n in sorted(moved.chapters) if (work / f"{n}.ipynb").exists() and not (chapters / f"{n}.ipynb").exists()
+    ]
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+@contextlib.contextmanager
+def _writing(path: Path):
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 # ---------------------------------------------------------------- update
@@ -50,79 +112,154 @@ def update(wanted: str | None = None, chapters: Path = CHAPTERS, work: Path = WO
     Raises:
         WorkbookError: a copy is not readable or not writable. All others are updated first, nothing is overwritten.
     """
-    said, faults = [], []
-    for name in chapter_names(wanted):
-        file, copy = chapters / f"{name}.ipynb", work / f"{name}.ipynb"
+    moved = Moved(chapters / "moved.toml")
+    names = sorted(p.stem for p in chapters.glob("*.ipynb"))
+    old = _old_copies(chapters, work, moved)
+    picked = {home for name in pick([*names, *old], wanted) for home in moved.chapter_homes(name)}
+    said, faults, changed = [], [], False
+    clean_up(work)
+    for family in _families(names, old, moved):
+        if not picked & set(family):
+            continue
         try:
-            if not copy.exists():
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copy(file, copy)
-                said.append(f"{name}: copied, ready to start.")
-                continue
-            mine = read_notebook(copy)
-            merged, notes = merge(read_notebook(file), mine)
-            if _same(merged, mine):
-                said.append(f"{name}: up to date.")
-                continue
-            backup = work / "backup" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.ipynb"
-            backup.parent.mkdir(exist_ok=True)
-            shutil.copy(copy, backup)
-            half = copy.with_suffix(".half")
-            nbformat.write(merged, half)
-            os.replace(half, copy)
-            said.append(f"{name}: updated; the version before is backup/{backup.name}.")
-            said += [f"  {note}" for note in notes]
+            lines, wrote = _update_family([n for n in family if n in names], family, chapters, work, moved)
+            said += lines
+            changed |= wrote
         except WorkbookError as error:
             faults.append(str(error))
         except OSError as error:
-            faults.append(f"{name} can't be written ({error}): check the folder's permissions.")
+            faults.append(str(cannot_write(work / f"{family[0]}.ipynb", error)))
+    if changed:
+        said.append(RELOAD)
     if faults:
         raise WorkbookError("\n".join([*said, *faults]))
     return said
 
 
+def _families(names: list[str], old: list[str], moved: Moved) -> list[list[str]]:
+    """Chapters that have to be merged together, because cells went from one into another; old names first."""
+    families = {name: {name} for name in [*old, *names]}
+
+    def join(a: str, b: str):
+        both = families[a] | families[b]
+        for name in both:
+            families[name] = both
+
+    for name in old:
+        for home in moved.chapter_homes(name):
+            if home in families:
+                join(name, home)
+    order = {name: n for n, name in enumerate(families)}
+    return [list(f) for f in dict.fromkeys(tuple(sorted(f, key=order.get)) for f in families.values())]
+
+
+def _update_family(names: list[str], family: list[str], chapters: Path, work: Path, moved: Moved):
+    """Update the chapters `names` from all the copies of `family`: (sentences, whether a copy was changed)."""
+    for _ in range(3):
+        stamps = {n: _stamp(work / f"{n}.ipynb") for n in family}
+        have = [n for n in family if stamps[n]]
+        said = []
+        for name in names:
+            if name not in have:
+                _deliver(chapters / f"{name}.ipynb", work / f"{name}.ipynb")
+                said.append(f"{name}: copied, ready to start.")
+        if not have:
+            return said, False
+        data = {n: (work / f"{n}.ipynb").read_bytes() for n in have}
+        mine = {n: _parse(work / f"{n}.ipynb", data[n]) for n in have}
+        before = {}
+        for n in have:
+            with contextlib.suppress(WorkbookError):  # without it an update knows less, and still loses nothing
+                before[n] = read_notebook(work / DELIVERED / f"{n}.ipynb")
+        new = {n: read_notebook(chapters / f"{n}.ipynb") for n in names}
+        merged, notes = merge(new, mine, before, moved)
+        changed = [n for n in names if n not in mine or not _same(merged[n], mine[n])]
+        gone = [n for n in have if n not in names]
+        trusted = all(_trusted(mine[n]) for n in have) if changed else False
+        texts = {n: nbformat.writes(merged[n]) + "\n" for n in changed}
+        # JupyterLab may have saved in the meantime: then what it saved is merged.
+        if any(_stamp(work / f"{n}.ipynb") != stamps[n] for n in have):
+            continue
+        kept = {n: _backup(work / f"{n}.ipynb", data[n]) for n in have if n in changed or n in gone}
+        for name in changed:
+            write_whole(work / f"{name}.ipynb", texts[name])
+            if trusted:
+                _sign(texts[name])
+        for name in names:
+            _remember(chapters / f"{name}.ipynb", work)
+        for name in gone:
+            (work / f"{name}.ipynb").unlink()
+            where = f"your work is in {_listed(moved.chapter_homes(name))}"
+            said.append(f"{name}: has become other chapters; {where}, the old copy is backup/{kept[name].name}.")
+        for name in names:
+            if name in kept:
+                said.append(f"{name}: updated; the version before is backup/{kept[name].name}.")
+            elif name in have:
+                said.append(f"{name}: up to date.")
+        return said + [f"  {note}" for note in notes], bool(changed)
+    raise WorkbookError(f"{have[0]} is being written by another program all the time: run `make update` again.")
+
+
+def _stamp(copy: Path) -> tuple | None:
+    try:
+        s = copy.stat()
+    except FileNotFoundError:
+        return None
+    return s.st_mtime_ns, s.st_size, s.st_ino
+
+
+def _parse(path: Path, data: bytes) -> nbformat.NotebookNode:
+    try:
+        return nbformat.reads(data.decode("utf-8-sig"), 4)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        raise WorkbookError(f"{path} is not a readable notebook ({reason}). Nothing was changed.") from None
+
+
+def _remember(file: Path, work: Path) -> None:
+    """Keep what was delivered, where it is not kept yet."""
+    kept, data = work / DELIVERED / file.name, file.read_bytes()
+    if not kept.exists() or kept.read_bytes() != data:
+        write_whole(kept, data)
+
+
+def _backup(copy: Path, data: bytes) -> Path:
+    with _writing(copy.parent / "backup"):
+        kept = free_name(copy.parent / "backup", f"{copy.stem}-{time.strftime('%Y%m%d-%H%M%S')}", ".ipynb")
+    try:
+        write_whole(kept, data)
+    except WorkbookError:
+        kept.unlink(missing_ok=True)
+        raise
+    return kept
+
+
 def _same(a, b) -> bool:
     def essence(notebook):
-        return [(c.get("id"), c.cell_type, c.source, c.metadata.get("workbook")) for c in notebook.cells]
+        return [(c.get("id"), c.cell_type, c.source, dict(c.metadata)) for c in notebook.cells]
 
     return essence(a) == essence(b)
 
 
-def _untouched(cell) -> bool:
-    """Whether a cell is still as the workbook delivered it; a cell of the learner's own is not."""
-    return cell.metadata.get("workbook") == digest(cell.source)
+# What a learner ran may show scripts (interactive views); Jupyter knows such notebooks by a signature of all they hold.
+def _trusted(notebook) -> bool:
+    if not any(c.get("outputs") for c in notebook.cells):
+        return True
+    with contextlib.suppress(Exception):  # no home that can be written: then nothing is trusted
+        return _notary().check_signature(notebook)
+    return False
 
 
-def merge(new: nbformat.NotebookNode, mine: nbformat.NotebookNode) -> tuple[nbformat.NotebookNode, list[str]]:
-    """The new version of a chapter with everything in it that the learner wrote, and notes about what changed.
+def _sign(text: str) -> None:
+    with contextlib.suppress(Exception):
+        _notary().sign(nbformat.reads(text, 4))
 
-    A cell that the learner changed stays as it is, in its place; a cell of the learner's own stays behind the cell
-    it followed; outputs of unchanged cells stay. What the workbook delivered and nobody touched is replaced.
-    """
-    delivered = {c.id for c in new.cells}
-    known = {c.get("id"): c for c in mine.cells if c.get("id") in delivered}
-    notes, own, behind = [], {}, None
-    for cell in mine.cells:
-        if cell.get("id") in delivered:
-            behind = cell.id
-        elif not _untouched(cell):
-            if target := cell.metadata.get("exercise"):
-                notes.append(f"{target}: no longer in the chapter; your cell is kept as one of your own.")
-            cell.metadata.pop("workbook", None)
-            own.setdefault(behind, []).append(cell)
-    cells = own.get(None, [])
-    for cell in new.cells:
-        before = known.get(cell.id)
-        if before is not None and not _untouched(before):
-            if before.metadata.get("workbook") != cell.metadata["workbook"]:
-                notes.append(f"{cell.id}: the task has changed; your answer is kept, the new one is in chapters/.")
-            before.metadata["workbook"] = cell.metadata["workbook"]
-            cell = before
-        elif before is not None and before.source == cell.source and cell.cell_type == "code":
-            cell.outputs, cell.execution_count = before.outputs, before.execution_count
-        cells += [cell, *own.get(cell.id, [])]
-    new.cells = cells
-    return new, notes
+
+def _notary() -> NotebookNotary:
+    log = logging.getLogger("utils.workbook.notary")
+    log.addHandler(logging.NullHandler())
+    log.propagate = False
+    return NotebookNotary(log=log)
 
 
 # ---------------------------------------------------------------- progress
@@ -130,13 +267,14 @@ def merge(new: nbformat.NotebookNode, mine: nbformat.NotebookNode) -> tuple[nbfo
 
 def progress_table(chapters: Path = CHAPTERS, work: Path = WORK) -> str:
     """A table of exercises solved, tried and taken from the solution, per chapter."""
-    done = load(work)
+    done = load(work, Moved(chapters / "moved.toml"))
     rows = [f"{'chapter':28} {'solved':>9}  {'tried':>5}  {'taken':>5}"]
     for file in sorted(chapters.glob("*.ipynb")):
-        names = [c.id for c in read_notebook(file).cells if c.metadata.get("exercise")]
-        states = done.get(file.stem.split("_", 1)[1], {})
-        counts = {s: sum(states.get(n) == s for n in names) for s in ("solved", "tried", "taken")}
-        bar = "█" * round(10 * counts["solved"] / max(1, len(names)))
-        solved = f"{counts['solved']} of {len(names)}"
+        targets = [c.metadata.exercise.split(".") for c in read_notebook(file).cells if c.metadata.get("exercise")]
+        # A chapter of two modules records under the first one's name.
+        states = {k: v for module in {t[-2] for t in targets} for k, v in done.get(module, {}).items()}
+        counts = {s: sum(states.get(t[-1]) == s for t in targets) for s in ("solved", "tried", "taken")}
+        bar = "█" * round(10 * counts["solved"] / max(1, len(targets)))
+        solved = f"{counts['solved']} of {len(targets)}"
         rows.append(f"{file.stem:28} {solved:>9}  {counts['tried']:5}  {counts['taken']:5}  {bar}")
     return "\n".join(rows)
