@@ -28,6 +28,7 @@ ABOUT = re.compile(r"\*Difficulty [●○]{5} · importance [●○]{5} · about
 OUR_ID = re.compile(r"(about|check|code|markdown|raw)-")
 DEFINES = re.compile(r"^(?:(?:async )?(?:def|class) +(\w+)|(\w+) *(?::[^=\n]+)?=(?!=)(?! *check\())", re.M)
 ALIKE = 0.5  # share of words in common, from which two texts are versions of one another
+EDITED = 0.7  # the same for a text that a learner edited, where nothing else tells what it was
 PIECE = 12  # characters from which a text that stands within another one counts as a part of it
 
 
@@ -201,11 +202,16 @@ class _Merger:
             if found[j] is None and at is not None and at not in taken:
                 found[j] = at
         taken |= {at for at in found if at is not None}
-        rest = [i for i in range(len(self.slots)) if i not in taken]
-        for j, d in enumerate(self.before):
-            if found[j] is None and (best := self._most_alike(d.words, rest, d.cell.cell_type)) is not None:
-                found[j] = best
-                rest.remove(best)
+        pairs = [
+            (alike(d.words, slot.words), -i, -j)
+            for j, d in enumerate(self.before)
+            for i, slot in enumerate(self.slots)
+            if found[j] is None and i not in taken and d.cell.cell_type == slot.cell.cell_type
+        ]
+        for score, i, j in sorted(pairs, reverse=True):  # the most alike first
+            if score >= ALIKE and found[-j] is None and -i not in taken:
+                found[-j] = -i
+                taken.add(-i)
         return found
 
     def _by_identity(self, d: Delivered) -> int | None:
@@ -293,6 +299,9 @@ class _Merger:
             by_text[m.text] = (slots, most - 1)
 
     def _pattern(self, text: str) -> bool:
+        """Whether only we write such a text; asked where what was delivered is not known."""
+        if self.before:
+            return False
         check = CHECK.fullmatch(text)
         return bool(ABOUT.fullmatch(text) or check and check[1] in self.by_name)
 
@@ -322,7 +331,7 @@ class _Merger:
         """The slots of the exercises that a cell says it is, by its metadata or the functions that it defines."""
         found = []
         if target := m.cell.metadata.get("exercise"):
-            found += self._near(self.by_target.get(target, []), name)
+            found += self._near(self.by_target.get(target, []), name)[:1]
         if any(n in m.text for n in self.by_name):
             for n in defined(m.cell.source):
                 found += self._near(self.by_name.get(n, []), name)[:1]
@@ -370,11 +379,8 @@ class _Merger:
                 continue
             claims += self._contained(m, cells, k, claims, open_slots, old)
             claims += self._ids(m.cell)[:1]
-            if not claims and m.text:
-                best = self._most_alike(_words(m.text), open_slots)
-                if best is None:
-                    best = self._most_alike_before(m, old, held)
-                claims += [] if best is None else [best]
+            if not claims and (best := self._most_alike_of_all(m, old)) in open_slots:
+                claims.append(best)
             m.claims = list(dict.fromkeys(claims))
 
     def _fills(self, m: Mine, at: int) -> bool:
@@ -428,11 +434,27 @@ class _Merger:
             nearest.setdefault(self.slots[i].text, i)
         return sorted(nearest.values())
 
-    def _most_alike_before(self, m: Mine, old, held) -> int | None:
+    def _most_alike_of_all(self, m: Mine, old) -> int | None:
+        """The slot whose text, of this version or the one before, is nearly the cell's."""
         words = _words(m.text)
-        scores = [(alike(words, self.before[j].words), -i) for j, i in old if i not in held]
+        scores = [(alike(words, slot.words), -i) for i, slot in enumerate(self.slots)]
+        scores += [(alike(words, self.before[j].words), -i) for j, i in old]
         score, i = max(scores, default=(0, 0))
-        return -i if score >= ALIKE else None
+        return -i if score >= EDITED else None
+
+    def _origin(self, m: Mine, at: int) -> str | None:
+        """The earlier exercise that a cell answers, where it is now that of the slot `at` under another name."""
+        target = m.cell.metadata.get("exercise") or ""
+        names = [target.rpartition(".")[2]] if at in self.by_target.get(target, []) else []
+        names += [n for n in defined(m.cell.source) if at in self.by_name.get(n, [])]
+        return next((n for n in sorted(names) if n != self.slots[at].name), None)
+
+    def _exercises(self, m: Mine) -> set[str]:
+        """Names of the exercises that a cell is: by its metadata and its functions."""
+        target = m.cell.metadata.get("exercise")
+        return {n for n in defined(m.cell.source) if n in self.by_name} | (
+            {target.rpartition(".")[2]} if target else set()
+        )
 
     def _choose(self, cells: list[Mine]) -> None:
         """For each slot that theirs claim: which of them stands there, or whether the untouched one does."""
@@ -451,8 +473,15 @@ class _Merger:
                 return by_id, self.slots[i].name in defined(m.cell.source), in_place, m.claims[0] == i, -k
 
             best = max(at, key=rank)
-            if i in holders:
-                ours = cells[holders[i]]
+            # Of several exercises that became one each answer goes there, of several answers to one the best.
+            by_origin = defaultdict(list)
+            for k in at:
+                by_origin[self._origin(cells[k], i)].append(k)
+            chosen = {best, *(max(ks, key=rank) for origin, ks in by_origin.items() if origin)}
+            ours = cells[holders[i]] if i in holders else None
+            if ours and self._exercises(ours) and not self._exercises(ours) & self._exercises(cells[best]):
+                ours.dropped = True  # the other one of two exercises that became one
+            elif ours:
                 strong = self.slots[i].target and i in self._exercise(cells[best], self.slots[i].chapter)
                 by_id, by_name, in_place = rank(best)[:3]
                 renamed = by_name and self.slots[i].name not in defined(ours.cell.source)
@@ -460,11 +489,13 @@ class _Merger:
                     for k in at:
                         cells[k].claims.remove(i)
                     continue
-                ours.ours, ours.slot = False, None  # a pasted copy of the delivered text, beside the answer
+                if renamed:
+                    ours.dropped = True  # the answer has the name again that the exercise had before
+                else:
+                    ours.ours, ours.slot = False, None  # a pasted copy of the delivered text, beside the answer
             for k in at:
-                if k != best:
+                if k not in chosen:
                     cells[k].claims.remove(i)
-            m = cells[best]
             piece = best - 1  # the front part of a split cell goes with it
             while piece >= 0 and piece in at and not cells[piece].claims:
                 cells[piece].slot = i
