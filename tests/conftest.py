@@ -1,6 +1,7 @@
 """Shared by all tests: no hub, and the share of named mistakes that the checks catch."""
 
 import os
+from collections import Counter
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
@@ -11,6 +12,11 @@ from utils import workbook
 from utils.workbook.build import build
 
 _caught: list[bool] = []
+_histories: Counter = Counter()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--histories", type=int, default=200, help="how many random histories of a learner's copy")
 
 
 @pytest.fixture
@@ -22,9 +28,15 @@ def mistakes_caught(record_property):
 def pytest_runtest_logreport(report):
     if report.when == "call":
         _caught.extend(value for name, value in report.user_properties if name == "caught")
+        for name, value in report.user_properties:
+            if name == "histories":
+                _histories.update(value)
 
 
 def pytest_terminal_summary(terminalreporter):
+    if _histories:
+        counts = ", ".join(f"{what} {n}" for what, n in sorted(_histories.items()))
+        terminalreporter.write_line(f"Histories of a learner's copy: {counts}")
     if _caught:
         terminalreporter.write_line(
             f"Named mistakes caught with their own message: {sum(_caught)} of {len(_caught)} "

@@ -297,6 +297,46 @@ def test_every_exercise_of_the_first_version_is_here_or_in_the_list_of_what_move
     assert not lost, "add to chapters/moved.toml what these chapters have become"
 
 
+def test_all_the_work_of_the_first_version_moves_into_todays_chapters(tmp_path, monkeypatch):
+    """Every exercise answered, a note and a scratch cell behind each check, a guess in each prediction."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    packed = (Path(__file__).parent / "fixtures" / "first_version.json.xz").read_bytes()
+    moved, wrote, own = Moved(), {}, []
+    for name, cells in json.loads(lzma.decompress(packed)).items():
+        old = notebook(*((kind, id, text, target) if target else (kind, id, text) for kind, id, target, text in cells))
+        cells = []
+        for c in old.cells:
+            cells.append(c)
+            if target := c.metadata.get("exercise"):
+                c.source = f"# answered {target}\n" + c.source.replace("raise NotImplementedError", "return 'mine'")
+                wrote[target] = c.source
+            if c.id.startswith("check-"):
+                own.append(f"note_behind_{name}_{c.id}")
+                cells.append(nbformat.v4.new_markdown_cell(own[-1]))
+            if "> **Predict.**" in c.source:
+                c.source += f"\n\nMy guess {len(own)}."
+                own.append(c.source)
+        old.cells = cells
+        write_whole(tmp_path / f"{name}.ipynb", nbformat.writes(old))
+    learner.update(chapters=CHAPTERS, work=tmp_path)
+    files = {p.stem: p.read_bytes() for p in tmp_path.glob("*.ipynb")}
+    assert set(files) == {p.stem for p in CHAPTERS.glob("*.ipynb")}
+    now = {name: nbformat.reads(text.decode(), 4).cells for name, text in files.items()}
+    texts = [c.source for cells in now.values() for c in cells]
+    assert len(wrote) > 100 and all(texts.count(t) == 1 for t in [*wrote.values(), *own])
+    for target, text in wrote.items():
+        for name, cells in now.items():
+            here = [k for k, c in enumerate(cells) if c.metadata.get("exercise") in moved.homes(target)]
+            if here:
+                around = [c.source for c in cells[max(0, here[0] - 2) : here[-1] + 3]]
+                assert text in around, f"{target} is not at its exercise in {name}"
+                break
+        else:
+            pytest.fail(f"{target} has no place")
+    learner.update(chapters=CHAPTERS, work=tmp_path)
+    assert files == {p.stem: p.read_bytes() for p in tmp_path.glob("*.ipynb")}
+
+
 def notebook(*cells):
     made = []
     for kind, id, source, *exercise in cells:

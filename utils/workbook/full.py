@@ -14,6 +14,7 @@ from pathlib import Path
 
 from utils.workbook import ROOT
 from utils.workbook.execute import OFFLINE
+from utils.workbook.files import write_whole
 
 WORKBOOK = [sys.executable, "-m", "utils.workbook"]
 
@@ -21,6 +22,7 @@ WORKBOOK = [sys.executable, "-m", "utils.workbook"]
 PARTS = {
     "named mistakes": [*WORKBOOK, "mistakes"],
     "other machines": [*WORKBOOK, "portable"],
+    "histories of a learner's copy": [sys.executable, "-m", "pytest", "tests/test_histories.py", "--histories=2000"],
 }
 STATE = ROOT / ".cache" / "test_full.json"
 TREE = ("utils", "tests", "chapters", "solutions", "pyproject.toml", "requirements.txt")
@@ -38,10 +40,7 @@ def test_full(parts: dict[str, list[str]] = PARTS, state: Path = STATE, root: Pa
         if subprocess.call(command, cwd=root, env={**os.environ, **OFFLINE}):
             failed.append(name)
             continue
-        state.parent.mkdir(exist_ok=True)
-        half = state.with_suffix(".half")
-        half.write_text(json.dumps({**_passed(state), name: now}, indent=1))
-        os.replace(half, state)
+        write_whole(state, json.dumps({**_passed(state), name: now}, indent=1))
     print(f"Failed: {', '.join(failed)}." if failed else "All parts passed.")
     return len(failed)
 

@@ -479,9 +479,8 @@ class _Merger:
                 by_origin[self._origin(cells[k], i)].append(k)
             chosen = {best, *(max(ks, key=rank) for origin, ks in by_origin.items() if origin)}
             ours = cells[holders[i]] if i in holders else None
-            if ours and self._exercises(ours) and not self._exercises(ours) & self._exercises(cells[best]):
-                ours.dropped = True  # the other one of two exercises that became one
-            elif ours:
+            # Else it is the other one of two exercises that became one: it gives way.
+            if ours and (not self._exercises(ours) or self._exercises(ours) & self._exercises(cells[best])):
                 strong = self.slots[i].target and i in self._exercise(cells[best], self.slots[i].chapter)
                 by_id, by_name, in_place = rank(best)[:3]
                 renamed = by_name and self.slots[i].name not in defined(ours.cell.source)
@@ -489,10 +488,8 @@ class _Merger:
                     for k in at:
                         cells[k].claims.remove(i)
                     continue
-                if renamed:
-                    ours.dropped = True  # the answer has the name again that the exercise had before
-                else:
-                    ours.ours, ours.slot = False, None  # a pasted copy of the delivered text, beside the answer
+                if not renamed:  # a pasted copy of the delivered text, beside the answer
+                    ours.ours, ours.slot = False, None
             for k in at:
                 if k not in chosen:
                     cells[k].claims.remove(i)

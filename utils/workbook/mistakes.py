@@ -32,6 +32,7 @@ from utils.workbook import CHAPTERS, SOLUTIONS, WorkbookError, chapter_names
 from utils.workbook.build import read_notebook
 from utils.workbook.compare import differences
 from utils.workbook.execute import CELL_SECONDS
+from utils.workbook.files import write_whole
 
 LIST = CHAPTERS / "mistakes.toml"
 AT_LEAST = 3  # for each chapter
@@ -123,9 +124,7 @@ def _write(rows: dict[Mistake, dict]) -> None:
         fields = {**vars(mistake), **{name: row[name] for name in ("cell", "seconds")}}
         lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in fields.items()]
         tables.append("\n[[mistake]]\n" + "".join(lines))
-    half = LIST.with_suffix(".half")
-    half.write_text(head + "".join(tables), encoding="utf-8")
-    os.replace(half, LIST)
+    write_whole(LIST, head + "".join(tables))
 
 
 # ---------------------------------------------------------------- running a chapter

@@ -19,6 +19,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from utils.workbook import ROOT
 from utils.workbook.execute import kernel_seconds, run_pytest, solved_notebooks
+from utils.workbook.files import write_whole
 
 # Part → (its share in minutes of processor time, for twelve chapters; the files whose names begin so).
 PARTS = {
@@ -169,10 +170,7 @@ def pytest_sessionfinish(session):
     if not _seconds or hasattr(session.config, "workerinput"):
         return
     file = _file()
-    file.parent.mkdir(exist_ok=True)
-    half = file.with_suffix(".half")
-    half.write_text(json.dumps({"this run": _seconds, "known": {**_kept("known"), **_seconds}}, indent=1))
-    os.replace(half, file)
+    write_whole(file, json.dumps({"this run": _seconds, "known": {**_kept("known"), **_seconds}}, indent=1))
 
 
 def _kept(which: str) -> dict[str, float]:
