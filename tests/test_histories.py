@@ -19,6 +19,7 @@ import editors
 import nbformat
 from editors import EDITORS, code, plain
 
+from utils.moved import Moved
 from utils.workbook import CHAPTERS, learner
 from utils.workbook.merge import canonical, digest
 

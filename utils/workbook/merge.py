@@ -24,7 +24,7 @@ from utils.moved import Moved
 
 OURS = ("workbook", "exercise")  # what we write into a cell's metadata
 CHECK = re.compile(r"(?:\w+ = )?check\((\w+)\)")
-ABOUT = re.compile(r"\*Difficulty [●○]{5} · importance [●○]{5} · about \d+ minutes\*")
+ABOUT = re.compile(r"\*Difficulty [●○]{5} · importance [●○]{5} · about \d+ minutes[^\n]*\*")
 OUR_ID = re.compile(r"(about|check|code|markdown|raw)-")
 DEFINES = re.compile(r"^(?:(?:async )?(?:def|class) +(\w+)|(\w+) *(?::[^=\n]+)?=(?!=)(?! *check\())", re.M)
 ALIKE = 0.5  # share of words in common, from which two texts are versions of one another
@@ -362,6 +362,7 @@ class _Merger:
 
     def _find_theirs(self, cells: list[Mine], name: str, held: set[int | None]) -> None:
         """What each of theirs was made from: the slots that it claims, the most certain first."""
+        home = {self.successor[j] for j, d in enumerate(self.before) if d.chapter == name}
         open_slots = [i for i in self._near(range(len(self.slots)), name) if i not in held]
         old = [(j, self.successor[j]) for j in range(len(self.before)) if self.successor[j] is not None]
         for k, m in enumerate(cells):
@@ -381,7 +382,8 @@ class _Merger:
             claims += self._ids(m.cell)[:1]
             if not claims and (best := self._most_alike_of_all(m, old)) in open_slots:
                 claims.append(best)
-            m.claims = list(dict.fromkeys(claims))
+            # What another copy holds, and was never delivered in this one, was pasted from there.
+            m.claims = [i for i in dict.fromkeys(claims) if not (i in held and home and i not in home)]
 
     def _fills(self, m: Mine, at: int) -> bool:
         """Whether nothing of ours is needed beside the cell: a changed text is, and an exercise that was renamed."""
@@ -508,6 +510,9 @@ class _Merger:
         home = next((c for c in self.moved.chapter_homes(name) if c in self.top), self.chapters[0])
         fresh = Counter()
         for m in cells:
+            for i in m.claims:
+                self.groups[i].filled |= self._fills(m, i)
+        for m in cells:
             if m.ours:
                 if m.slot is not None:
                     group = self.groups[m.slot]
@@ -517,8 +522,6 @@ class _Merger:
                 continue
             if m.slot is not None:
                 here = self.groups[m.slot].own
-            for i in m.claims:
-                self.groups[i].filled |= self._fills(m, i)
             fresh[m.cell.source] += 1
             if fresh[m.cell.source] <= taken[m.cell.source] and m.text:
                 continue
@@ -540,9 +543,10 @@ class _Merger:
             return
         slot = self.slots[m.slot]
         what = slot.name or f"“{slot.text[:40].splitlines()[0]}…”"
-        if m.claims and not self._fills(m, m.slot):
+        if not self.groups[m.slot].filled:
             change = "the exercise has a new name" if slot.target else "the text has changed"
-            self.notes.append(f"{what}: {change}; the new cell stands above yours.")
+            if m.claims:
+                self.notes.append(f"{what}: {change}; the new cell stands above yours.")
             return
         cell.metadata["workbook"] = slot.cell.metadata.get("workbook") or digest(slot.cell.source)
         if slot.target:
