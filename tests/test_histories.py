@@ -151,7 +151,8 @@ def next_version(old: Version, rng: random.Random, number: int) -> Version:
         for _ in range(1):
             at = rng.randrange(len(cells))
             kind = rng.choice(["code", "markdown"])
-            text = f"new_in_{number}_{at} = {at}" if kind == "code" else f"New in version {number}, at {at}."
+            words = rng.sample(sorted(set(re.findall(r"[a-z]{4,}", " ".join(c.source for c in cells)))), 9)
+            text = f"new_in_{number} = {words}" if kind == "code" else f"New in version {number}: {' '.join(words)}."
             cells.insert(at, Cell(f"new:{number}:{at}", kind, text))
         if number in (3, 7):  # a part goes elsewhere
             a, b = sorted(rng.sample(range(len(cells)), 2))
@@ -232,6 +233,7 @@ class History:
         self.work = tmp / "work"
         self.now = 0
         self.origin: dict[str, str | None] = {}  # mark → key of the delivered cell it was written into; None: own
+        self.texts: dict[str, str | None] = {}  # mark → the delivered text at that time
         self.loose: set[str] = set()  # marks in cells that were split, pasted, moved or merged: their place is theirs
         self.changed: set[str] = set()  # keys of cells that were split, merged or deleted
         self.pasted: list[str] = []
@@ -285,6 +287,7 @@ class History:
     def mark(self, key: str | None) -> str:
         mark = f"§{len(self.origin)}§"
         self.origin[mark] = key
+        self.texts[mark] = next((c.source for c in self.versions[self.now].cells() if c.key == key), None)
         return mark
 
     def key_of(self, cell: dict) -> str | None:
@@ -345,6 +348,8 @@ class History:
         tops = {sum(len(nb["cells"]) for nb in list(before.values())[:n]) for n in range(len(before))}
         for mark, key in self.origin.items():
             at = [k for k, c in enumerate(new) if mark in c["source"]]
+            if key in keys and not (cell := version.cells()[keys[key]]).exercise and cell.source != self.texts[mark]:
+                self.loose.add(mark)  # the text is another now: the cell is the learner's own from here on
             if not at or mark in self.loose:
                 continue
             if key in keys:
@@ -393,7 +398,7 @@ class History:
 
 
 def difference(a: dict, b: dict) -> list:
-    a, b = (json.dumps([json.loads(t) for t in x.values()], indent=1).split("\n") for x in (a, b))
+    a, b = (json.dumps([json.loads(x[p]) for p in sorted(x)], indent=1).split("\n") for x in (a, b))
     return [line[:200] for line in difflib.unified_diff(a, b, n=2)][:30]
 
 

@@ -481,8 +481,9 @@ class _Merger:
                 by_origin[self._origin(cells[k], i)].append(k)
             chosen = {best, *(max(ks, key=rank) for origin, ks in by_origin.items() if origin)}
             ours = cells[holders[i]] if i in holders else None
+            same = ours and (ours.text == self.slots[i].text or not self._exercises(ours))
             # Else it is the other one of two exercises that became one: it gives way.
-            if ours and (not self._exercises(ours) or self._exercises(ours) & self._exercises(cells[best])):
+            if ours and (same or self._exercises(ours) & self._exercises(cells[best])):
                 strong = self.slots[i].target and i in self._exercise(cells[best], self.slots[i].chapter)
                 by_id, by_name, in_place = rank(best)[:3]
                 renamed = by_name and self.slots[i].name not in defined(ours.cell.source)
