@@ -481,13 +481,16 @@ class _Merger:
                 by_origin[self._origin(cells[k], i)].append(k)
             chosen = {best, *(max(ks, key=rank) for origin, ks in by_origin.items() if origin)}
             ours = cells[holders[i]] if i in holders else None
-            same = ours and (ours.text == self.slots[i].text or not self._exercises(ours))
-            # Else it is the other one of two exercises that became one: it gives way.
-            if ours and (same or self._exercises(ours) & self._exercises(cells[best])):
+            # An answer under an earlier name stands already beside what is ours: an update before this one saw to it.
+            settled = (
+                ours and ours.text == self.slots[i].text and self.slots[i].name not in self._exercises(cells[best])
+            )
+            # The other one of two exercises that became one gives way.
+            if ours and (not self._exercises(ours) or self._exercises(ours) & answers or settled):
                 strong = self.slots[i].target and i in self._exercise(cells[best], self.slots[i].chapter)
                 by_id, by_name, in_place = rank(best)[:3]
                 renamed = by_name and self.slots[i].name not in defined(ours.cell.source)
-                if not strong or not renamed and (i in self._ids(ours.cell) or not (by_id or in_place)):
+                if settled or not strong or not renamed and (i in self._ids(ours.cell) or not (by_id or in_place)):
                     for k in at:
                         cells[k].claims.remove(i)
                     continue
@@ -507,12 +510,13 @@ class _Merger:
 
     def _place(self, cells: list[Mine], name: str, taken: Counter) -> None:
         """Put each cell into the group of its slot, or of the slot whose cell it followed."""
-        here: list | None = None
         home = next((c for c in self.moved.chapter_homes(name) if c in self.top), self.chapters[0])
         fresh = Counter()
         for m in cells:
             for i in m.claims:
-                self.groups[i].filled |= self._fills(m, i)
+                here = self.slots[i].chapter == self.slots[m.slot].chapter  # a notebook needs all that is its own
+                self.groups[i].filled |= here and self._fills(m, i)
+        here: list | None = None
         for m in cells:
             if m.ours:
                 if m.slot is not None:
