@@ -482,9 +482,8 @@ class _Merger:
             chosen = {best, *(max(ks, key=rank) for origin, ks in by_origin.items() if origin)}
             ours = cells[holders[i]] if i in holders else None
             # An answer under an earlier name stands already beside what is ours: an update before this one saw to it.
-            settled = (
-                ours and ours.text == self.slots[i].text and self.slots[i].name not in self._exercises(cells[best])
-            )
+            answers = self._exercises(cells[best])
+            settled = ours and ours.text == self.slots[i].text and self.slots[i].name not in answers
             # The other one of two exercises that became one gives way.
             if ours and (not self._exercises(ours) or self._exercises(ours) & answers or settled):
                 strong = self.slots[i].target and i in self._exercise(cells[best], self.slots[i].chapter)
