@@ -23,6 +23,7 @@ import pytest
 
 from utils.workbook import ROOT, SOLUTIONS, WorkbookError, chapter_names
 from utils.workbook.compare import ATOL, RTOL, number_pairs
+from utils.workbook.files import write_whole
 
 CACHE = ROOT / ".cache" / "portable"
 CHECKS = "checks"  # beside the chapters: every exercise's solution and right answers before its check
@@ -134,11 +135,7 @@ def run(setting: str, chapter: str, environment: dict[str, str]) -> dict:
                 raise WorkbookError(f"{chapter} under {setting}: the kernel's start-up file did not run.")
             result["noisy_results"] = int(counted.read_text())
     result["digest"] = before
-    path = CACHE / setting / f"{chapter}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(".half")
-    half.write_text(json.dumps(result))
-    os.replace(half, path)
+    write_whole(CACHE / setting / f"{chapter}.json", json.dumps(result))
     return result
 
 
@@ -208,8 +205,8 @@ def spread(wanted: str | None = None, seeds: int = 8, jobs: int | None = None) -
             lines.append(f"| {row['cell']} | {row['where']} | " + " | ".join(f"{n:.4g}" for n in numbers) + " |")
         for setting, result in own.items():
             lines += [f"{setting}, {cell}: {text}" for cell, text in failures(result).items()]
-        (folder / f"{chapter}.md").write_text("\n".join(lines) + "\n")
-        (folder / f"{chapter}.json").write_text(json.dumps(rows, indent=1))
+        write_whole(folder / f"{chapter}.md", "\n".join(lines) + "\n")
+        write_whole(folder / f"{chapter}.json", json.dumps(rows, indent=1))
         said += [*lines, ""]
     return said
 
@@ -301,7 +298,7 @@ class Recorder:
             from utils.workbook import noise
 
             record["noisy_results"] = noise.counts.total()
-        self.path.write_text(json.dumps(record))
+        write_whole(self.path, json.dumps(record))
 
 
 def _first_difference(item, call, report) -> str:
