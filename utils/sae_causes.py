@@ -51,9 +51,7 @@ def labelled_batch(
     """Documents as one batch, cut or padded to `length` tokens: tokens, their labels,
     and which tokens count.
 
-    `<|endoftext|>`, with which each row begins and is padded, doesn't count. Take the
-    tokenizer of `load_tokenizer()`: a model's own puts a second `<|endoftext|>` in
-    front.
+    `<|endoftext|>`, with which each row begins and is padded, doesn't count.
     """
     tokens = torch.zeros(len(documents), length, dtype=torch.long)
     truth = torch.zeros(len(documents), length, len(labels), dtype=torch.bool)
