@@ -1,8 +1,12 @@
 """The small models that answers are tried on: a transpose shows and a forgotten bias shows."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 
+from utils import checks
 from utils.checks.models import CFG, LIKE_GPT2, random_demo, small_attn, small_demo, small_gpt, small_hf, tokenizer_of
 
 MODELS = {
@@ -46,3 +50,16 @@ def test_sizes_of_chapter_02_differ():
 def test_a_seed_gives_another_model():
     ids = torch.tensor([[1, 2, 3]])
     assert not torch.allclose(small_demo(0)(ids), small_demo(1)(ids))
+
+
+def test_every_check_model_says_on_which_device_it_is():
+    """TransformerLens takes a GPU where there is one, whatever the device in use."""
+    calls = [
+        (path.name, node)
+        for path in Path(checks.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "HookedTransformerConfig"
+    ]
+    assert len(calls) >= 5
+    for name, node in calls:
+        assert any(word.arg == "device" for word in node.keywords), f"utils/checks/{name}, line {node.lineno}"

@@ -143,6 +143,21 @@ def test_fast_sweep_over_positions_equals_the_librarys(model, corrupt_at):
     assert torch.allclose(ours, theirs, atol=1e-4)
 
 
+def test_prompts_of_unequal_length_are_refused_with_both_lengths():
+    _, corrupted, _, clean_cache, _ = small_runs()
+    other = corrupted[:, :-2]
+    sweeps = [partial(ioi.get_act_patch_heads, activation=name) for name in ("z", "q", "pattern")]
+    for sweep in sweeps:
+        for tokens in (other, torch.cat([corrupted, corrupted], dim=1)):
+            said = f"prompts of {tokens.shape[1]} tokens, but the cached run had {corrupted.shape[1]}"
+            with pytest.raises(ValueError, match=said):
+                sweep(small_gpt(), tokens, clean_cache, metric)
+    _, patterns = small_gpt().run_with_cache(corrupted, names_filter="blocks.0.attn.hook_pattern")
+    with pytest.raises(ValueError, match="7 tokens, but the cached run had 9"):
+        ioi.require_same_length(other, patterns)
+    assert ioi.require_same_length(corrupted, patterns) is None
+
+
 def test_hypotheses_grade_guesses():
     hypotheses = Hypotheses()
     hypotheses.expect("heads", "how many?", 3)

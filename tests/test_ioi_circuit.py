@@ -58,6 +58,14 @@ def test_paths_refuse_receivers_before_the_sender():
 # ---------------------------------------------------------------- circuits
 
 
+def test_paths_refuse_prompts_of_another_length():
+    clean, _, _, orig_cache, new_cache = small_runs()
+    _, short = small_gpt().run_with_cache(clean[:, :-1])
+    for first, second in ((short, new_cache), (orig_cache, short)):
+        with pytest.raises(ValueError, match="9 tokens, but the cached run had 8"):
+            circuit.path_patch_to_logits(small_gpt(), clean, first, second, (0, 1))
+
+
 def test_a_circuit_of_all_heads_is_the_model_and_wrong_means_are_refused():
     model, (clean, corrupted, *_) = small_gpt(), small_runs()
     means = circuit.mean_z(model, corrupted)

@@ -100,6 +100,30 @@ def test_a_misfit_says_what_to_do():
         saes.get_sae_acts(model, sae, lm_tokens())
 
 
+def test_hooks_left_on_an_autoencoder_are_said_and_the_advice_works():
+    model, sae, tokens = lm_model(), copy.deepcopy(lm_sae()), lm_tokens()
+    before = saes.sae_metrics(model, sae, tokens)
+
+    def attach():
+        model.add_sae(sae)
+        model.add_hook(saes.acts_name(sae), lambda acts, hook: acts * 0)
+
+    attach()
+    model.reset_saes()
+    model.reset_hooks()  # too late: it does not reach them
+    for call in (saes.get_sae_acts, saes.sae_metrics):
+        with pytest.raises(ValueError, match="hooks hang on the autoencoder itself.* call its own reset_hooks"):
+            call(model, sae, tokens)
+    sae.reset_hooks()
+    assert saes.sae_metrics(model, sae, tokens) == before
+    attach()
+    with pytest.raises(ValueError, match=r"attached at .* already: call model.reset_hooks\(\), then model.reset_saes"):
+        saes.sae_metrics(model, sae, tokens)
+    model.reset_hooks()
+    model.reset_saes()
+    assert saes.sae_metrics(model, sae, tokens) == before
+
+
 @pytest.mark.parametrize("place, layer", PLACES)
 def test_latents_are_the_encoded_activation(place, layer):
     model, sae, tokens = lm_model(), lm_sae(place, layer), lm_tokens()

@@ -28,7 +28,14 @@ from utils.world.lexicon import GIFTS, NAMES, PLACES
 from utils.world.templates import IOI as TEMPLATES
 
 # What chapter 09 imports: all but its exercises.
-__all__ = ["Head", "finish_run", "get_act_patch_heads", "one_token_words", "token_id"]
+__all__ = [
+    "Head",
+    "finish_run",
+    "get_act_patch_heads",
+    "one_token_words",
+    "require_same_length",
+    "token_id",
+]
 
 Head = tuple[int, int]
 
@@ -336,6 +343,28 @@ def patch_attn_patterns(
     return corrupted_pattern
 
 
+def require_same_length(
+    tokens: Int[Tensor, "batch seq"], cache: ActivationCache
+) -> None:
+    """Nothing where the cached run had prompts of as many tokens.
+
+    A patch puts what one run had at a position where the other has that position: in
+    prompts of another length nothing lines up.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+    name, values = next(iter(cache.items()))
+    # Patterns and scores are "batch head query key", all else "batch seq ...".
+    of_attention = name.endswith(("hook_pattern", "hook_attn_scores"))
+    length = values.shape[2 if of_attention else 1]
+    if tokens.shape[1] != length:
+        raise ValueError(
+            f"prompts of {tokens.shape[1]} tokens, but the cached run had {length}: "
+            "patch between prompts of the same length"
+        )
+
+
 def get_act_patch_resid_pre(
     model: HookedTransformer,
     corrupted_tokens: Int[Tensor, "batch seq"],
@@ -371,8 +400,10 @@ def get_act_patch_heads(
         activation: "z" (all that a head puts out), "q", "k", "v", or "pattern".
 
     Raises:
-        ValueError: heads have no such activation.
+        ValueError: heads have no such activation, or the two runs' prompts differ in
+            length.
     """
+    require_same_length(corrupted_tokens, clean_cache)
     if activation not in ("z", "q", "k", "v", "pattern"):
         raise ValueError(
             f"{activation!r} is not an activation of a head: choose z, q, k, v or "

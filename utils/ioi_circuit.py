@@ -17,7 +17,7 @@ from transformer_lens import ActivationCache, HookedTransformer
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import get_act_name
 
-from utils.ioi import Head
+from utils.ioi import Head, require_same_length
 
 # What chapter 09 imports: all but its exercises.
 __all__ = ["mean_z", "path_patch_to_logits", "score_heads"]
@@ -55,8 +55,13 @@ def path_patch_to_logits(
     All other heads are frozen, so that no later head hears the change. MLPs are
     recomputed: they belong to the path.
 
+    Raises:
+        ValueError: a cached run's prompts are of another length.
+
     Source: Wang et al. (2023), section 3 and appendix B.
     """
+    for cache in (orig_cache, new_cache):
+        require_same_length(orig_tokens, cache)
     hook = partial(
         patch_or_freeze_heads, sender=sender, orig_cache=orig_cache, new_cache=new_cache
     )

@@ -63,14 +63,20 @@ def check_fits(model: HookedSAETransformer, sae: SAE) -> None:
     (`sae_metrics`).
 
     Raises:
-        ValueError: the model has no such hook, another autoencoder holds it, or its
-            vectors have another width.
+        ValueError: the model has no such hook, another autoencoder holds it, its
+            vectors have another width, or hooks hang on the autoencoder itself.
     """
     name = sae.cfg.metadata.hook_name
     if name in model.acts_to_saes:
         raise ValueError(
-            f"an autoencoder is attached at {name} already: call model.reset_saes() "
-            "first"
+            f"an autoencoder is attached at {name} already: call model.reset_hooks(), "
+            "then model.reset_saes()"
+        )
+    # The model does not reach them once the autoencoder is taken off.
+    if any(point.fwd_hooks or point.bwd_hooks for point in sae.hook_dict.values()):
+        raise ValueError(
+            "hooks hang on the autoencoder itself, left there while it was attached: "
+            "call its own reset_hooks()"
         )
     if name not in model.hook_dict:
         raise ValueError(

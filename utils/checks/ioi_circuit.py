@@ -11,6 +11,7 @@ from utils import ioi
 from utils import ioi_circuit as circuit
 from utils.checks.ioi import BATCH, SEQ, chapter, small_runs
 from utils.checks.models import hook_point, hooked, small_gpt
+from utils.runtime import device
 
 exercise = chapter.exercise
 
@@ -226,12 +227,13 @@ def copying_model() -> HookedTransformer:
     """Tied embeddings and OV circuits near the identity in some heads: some of them do copy."""
     torch.manual_seed(3)
     sizes = dict(n_layers=2, d_model=14, n_heads=3, d_head=10, n_ctx=8, d_vocab=41)
-    model = HookedTransformer(HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LN", seed=3))
+    cfg = HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LN", seed=3, device=str(device()))
+    model = HookedTransformer(cfg)
     model.blocks[0].mlp.W_out.data *= 0.4
     model.W_U.data = model.W_E.data.T.clone()
     for block, sign in zip(model.blocks, (1.0, -1.0), strict=True):
         for head in (0, 2):
-            basis = torch.linalg.qr(torch.randn(14, 10))[0]
+            basis = torch.linalg.qr(torch.randn(14, 10))[0].to(device())
             block.attn.W_V.data[head], block.attn.W_O.data[head] = basis, sign * basis.T
             sign = -sign
     return model.requires_grad_(False)
@@ -239,8 +241,8 @@ def copying_model() -> HookedTransformer:
 
 @copying_scores.cases
 def _():
-    yield copying_model(), torch.arange(5, 30), 5
-    yield copying_model(), torch.arange(0, 41, 3), 2
+    yield copying_model(), torch.arange(5, 30, device=device()), 5
+    yield copying_model(), torch.arange(0, 41, 3, device=device()), 2
 
 
 def _copying(model, names, top_k, first_mlp=True, W_V=None, W_U=None, largest=True, norm=True):

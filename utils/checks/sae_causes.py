@@ -30,7 +30,9 @@ def small_model() -> HookedSAETransformer:
     """Random weights and biases; all dimensions differ, so that a transpose shows."""
     torch.manual_seed(0)
     sizes = dict(n_layers=3, d_model=16, n_heads=3, d_head=5, n_ctx=16, d_vocab=29)
-    model = HookedSAETransformer(HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LN", seed=0))
+    # On the CPU, as the tokens and autoencoders that it is given.
+    cfg = HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LN", seed=0, device="cpu")
+    model = HookedSAETransformer(cfg)
     return _with_biases(model)
 
 
@@ -38,7 +40,7 @@ def small_model() -> HookedSAETransformer:
 def linear_model() -> HookedSAETransformer:
     """One layer of attention and no LayerNorm: after the attention, the logits are linear in everything."""
     sizes = dict(n_layers=1, d_model=16, n_heads=3, d_head=5, n_ctx=16, d_vocab=29, attn_only=True)
-    model = HookedSAETransformer(HookedTransformerConfig(**sizes, normalization_type=None, seed=1))
+    model = HookedSAETransformer(HookedTransformerConfig(**sizes, normalization_type=None, seed=1, device="cpu"))
     model.ln_final = torch.nn.Identity()  # transformer_lens makes none without a normalization
     return _with_biases(model)
 

@@ -17,6 +17,7 @@ from sae_lens import (
 from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor
 from transformer_lens import HookedTransformerConfig
+from transformer_lens.hook_points import HookedRootModule
 
 from utils import sae_causes, saes
 from utils.checks.engine import Chapter
@@ -77,17 +78,21 @@ def lm_store(sae, tokens: Tensor, size: int = 2) -> ActivationsStore:
 
 
 def _alone(fn, *args):
-    """Call with no autoencoder and no hook left on the model, before and after, whatever the function did."""
-    model = lm_model()
+    """Call with no autoencoder and no hook left on the model or the autoencoder, before and after, whatever it did."""
+    models = [lm_model(), *(a for a in args if isinstance(a, HookedRootModule))]
     try:
-        model.reset_saes()
-        model.reset_hooks()
+        _clear(models)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return fn(*args)
     finally:
-        model.reset_saes()
-        model.reset_hooks()
+        _clear(models)
+
+
+def _clear(models):
+    lm_model().reset_saes()
+    for each in models:
+        each.reset_hooks()
 
 
 def _with_store(fn, sae, tokens, *args):

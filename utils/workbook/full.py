@@ -22,6 +22,7 @@ WORKBOOK = [sys.executable, "-m", "utils.workbook"]
 PARTS = {
     "named mistakes": [*WORKBOOK, "mistakes"],
     "other machines": [*WORKBOOK, "portable"],
+    "set-up": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_setup.py"],
     "histories of a learner's copy": [sys.executable, "-m", "pytest", "tests/test_histories.py", "--histories=2000"],
 }
 STATE = ROOT / ".cache" / "test_full.json"
