@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.workbook import ROOT
+from utils.workbook import ROOT, chapter_names, learner
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 
@@ -195,3 +195,14 @@ def test_environment_states_nothing_twice():
     assert "-r requirements.txt" in (ROOT / "environment.yml").read_text()
     pins = [x for x in (ROOT / "requirements.txt").read_text().splitlines() if x and not x.startswith("#")]
     assert pins and all("==" in pin for pin in pins)
+
+
+def test_files_that_macos_leaves_beside_others_are_no_chapters(tmp_path):
+    """`._name` holds what a file system without macOS's extra data has no other place for."""
+    source, chapters, work = (tmp_path / name for name in ("source", "chapters", "work"))
+    for folder, kind in ((source, "md"), (chapters, "ipynb"), (work, "ipynb")):
+        folder.mkdir()
+        (folder / f"._01_sample.{kind}").write_bytes(b"\0\5\x16\7")
+    assert chapter_names(source=source) == []
+    assert learner.start(chapters, work) == []
+    assert [path.name for path in work.iterdir()] == ["._01_sample.ipynb"]

@@ -15,7 +15,7 @@ def read_hints(target: str, folder: Path = SOURCE) -> list[tuple[str, str]]:
 
     Only `<details>` whose summary starts with "Hint" count.
     """
-    for path in sorted(folder.glob("*.md")):
+    for path in sorted(folder.glob("[!.]*.md")):
         text = path.read_text(encoding="utf-8")
         for fence in FENCE.finditer(text):
             if fence[1] == target:

@@ -25,7 +25,7 @@ def chapter_names(wanted: str | None = None, source: Path | None = None) -> list
     Raises:
         WorkbookError: there is no such chapter.
     """
-    return pick(sorted(p.stem for p in (source or SOURCE).glob("*.md")), wanted)
+    return pick(sorted(p.stem for p in (source or SOURCE).glob("[!.]*.md")), wanted)
 
 
 def pick(names: list[str], wanted: str | None) -> list[str]:

@@ -244,10 +244,10 @@ def drift(source=SOURCE, chapters=CHAPTERS, solutions=SOLUTIONS) -> list[str]:
     if source == SOURCE and readme_with_table(README, source) != README.read_text(encoding="utf-8"):
         said.append("The README's table of chapters differs from the sources: run `make notebooks`.")
     names = set(chapter_names(source=source))
-    for file in [*sorted(chapters.glob("*.ipynb")), *sorted(solutions.glob("*.ipynb"))]:
+    for file in [*sorted(chapters.glob("[!.]*.ipynb")), *sorted(solutions.glob("[!.]*.ipynb"))]:
         if file.stem not in names:
             said.append(f"{file.parent.name}/{file.name} has no source chapters/source/{file.stem}.md.")
-    for file in sorted(solutions.glob("*.ipynb")):
+    for file in sorted(solutions.glob("[!.]*.ipynb")):
         said += [f"solutions/{file.name}: {s}" for s in recording_faults(read_notebook(file))]
         if COARSE_NUMBERS_ARE_FAULTS:
             said += [f"solutions/{file.name}: {s}" for s in coarse_numbers(read_notebook(file))]

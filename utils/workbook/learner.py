@@ -33,7 +33,7 @@ def start(chapters: Path = CHAPTERS, work: Path = WORK) -> list[str]:
     with _writing(work):
         work.mkdir(parents=True, exist_ok=True)
     clean_up(work)
-    for file in sorted(chapters.glob("*.ipynb")):
+    for file in sorted(chapters.glob("[!.]*.ipynb")):
         copy = work / file.name
         if not copy.exists():
             _deliver(file, copy)
@@ -113,7 +113,7 @@ def update(wanted: str | None = None, chapters: Path = CHAPTERS, work: Path = WO
         WorkbookError: a copy is not readable or not writable. All others are updated first, nothing is overwritten.
     """
     moved = Moved(chapters / "moved.toml")
-    names = sorted(p.stem for p in chapters.glob("*.ipynb"))
+    names = sorted(p.stem for p in chapters.glob("[!.]*.ipynb"))
     old = _old_copies(chapters, work, moved)
     picked = {home for name in pick([*names, *old], wanted) for home in moved.chapter_homes(name)}
     said, faults, changed = [], [], False
@@ -269,7 +269,7 @@ def progress_table(chapters: Path = CHAPTERS, work: Path = WORK) -> str:
     """A table of exercises solved, tried and taken from the solution, per chapter."""
     done = load(work, Moved(chapters / "moved.toml"))
     rows = [f"{'chapter':28} {'solved':>9}  {'tried':>5}  {'taken':>5}"]
-    for file in sorted(chapters.glob("*.ipynb")):
+    for file in sorted(chapters.glob("[!.]*.ipynb")):
         targets = [c.metadata.exercise.split(".") for c in read_notebook(file).cells if c.metadata.get("exercise")]
         # A chapter of two modules records under the first one's name.
         states = {k: v for module in {t[-2] for t in targets} for k, v in done.get(module, {}).items()}
