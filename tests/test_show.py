@@ -41,7 +41,7 @@ def test_heatmap_refuses_what_does_not_fit(call):
 def test_token_strip_is_static_and_escaped():
     page = show.token_strip(["<b>", " a", "\n"], [1.0, -2.0, float("nan")], title="<i>").data
     assert "<script" not in page and "&lt;b&gt;" in page and "·a" in page and "↵" in page and "&lt;i&gt;" in page
-    assert f"rgba({show.RED_RGB}, 0.75)" in page and f"rgba({show.BLUE_RGB}, 0.38)" in page
+    assert f"rgba({show.RED_RGB}, 0.750)" in page and f"rgba({show.BLUE_RGB}, 0.375)" in page
     with pytest.raises(ValueError, match="1 values for 2 tokens"):
         show.token_strip(["a", "b"], [1.0])
 
