@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from utils import show
-from utils.show import causes
+from utils.show import drawings
 
 
 def test_template_suits_light_and_dark():
@@ -165,6 +165,6 @@ def test_labels_hold_no_markup_for_plotly():
 
 
 def test_bars_of_equal_names_stand_side_by_side():
-    figure = causes.bars({"a": [1.0, 2.0, 3.0], "b": [4.0, 5.0, 6.0]}, ["x", "y", "x"], "t", "", "")
+    figure = drawings.bars({"a": [1.0, 2.0, 3.0], "b": [4.0, 5.0, 6.0]}, ["x", "y", "x"], "t", "", "")
     assert list(figure.data[0].x) == [0, 1, 2] and figure.layout.xaxis.ticktext == ("x", "y", "x")
-    assert list(causes.bars({"a": [1.0, 2.0]}, ["x", "y"], "t", "", "").data[0].x) == ["x", "y"]
+    assert list(drawings.bars({"a": [1.0, 2.0]}, ["x", "y"], "t", "", "").data[0].x) == ["x", "y"]

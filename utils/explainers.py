@@ -92,7 +92,9 @@ def correlations(
     return torch.where(lengths > 0, guesses @ truth / lengths, 0.0)
 
 
-PART = re.compile(r'(?:the token ("(?:[^"\\]|\\.)*")|([\w:>=]+)) \(([\d.]+)\)')
+PART = re.compile(
+    r'(?:the token ("(?:[^"\\]|\\.)*")|([\w:>=]+)) \(([\d.]+(?:e[-+]\d+)?)\)'
+)
 
 
 class WorldExplainer:
@@ -155,7 +157,7 @@ class WorldExplainer:
             best, winner = scores.max().item(), scores.argmax().item()
             chosen.append(winner)
             guess = trials[winner]
-        return ", ".join(f"{candidates[i]} ({mean[i]:.2f})" for i in chosen)
+        return ", ".join(f"{candidates[i]} ({mean[i]:#.3g})" for i in chosen)
 
     def simulate(self, explanation: str, tokens, truth=None):
         """Raises:

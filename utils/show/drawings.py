@@ -80,9 +80,9 @@ def bars(
         values, error = show.to_numpy(values), None
         if intervals and label in intervals:
             low, high = show.to_numpy(intervals[label]).T
-            error = dict(symmetric=False, array=(high - values).round(4), arrayminus=(values - low).round(4))
+            error = dict(symmetric=False, array=high - values, arrayminus=values - low)
         x = list(range(len(names)) if repeated else names)
-        figure.add_bar(name=label, x=x, y=values.round(4), error_y=error)
+        figure.add_bar(name=label, x=x, y=values, error_y=error)
     if repeated:
         figure.update_xaxes(tickvals=list(range(len(names))), ticktext=list(names))
     figure.update_layout(title=title, xaxis_title=xaxis, yaxis_title=yaxis, barmode="group")
@@ -102,10 +102,10 @@ def curves(
         colour = show.COLOURS[i % len(show.COLOURS)]
         if straight:
             values, slope = values
-            line = [float(values[-1]) + float(slope) * (at - x[-1]) for at in x]
+            line = show.to_numpy([float(values[-1]) + float(slope) * (at - x[-1]) for at in x])
             dotted = dict(color=colour, dash="dot")
-            figure.add_scatter(x=list(x), y=[round(v, 4) for v in line], mode="lines", line=dotted, showlegend=False)
-        y = show.to_numpy(values).round(4)
+            figure.add_scatter(x=list(x), y=line, mode="lines", line=dotted, showlegend=False)
+        y = show.to_numpy(values)
         figure.add_scatter(name=label, x=list(x), y=y, mode="lines+markers", line=dict(color=colour))
     figure.update_layout(title=title, xaxis_title=xaxis, yaxis_title=yaxis)
     return figure
@@ -122,8 +122,8 @@ def agreement(series: dict[str, tuple], title: str, xaxis: str, yaxis: str) -> g
     for label, (x, y, texts) in series.items():
         x, y = show.to_numpy(x), show.to_numpy(y)
         ends = [min(ends[0], x.min(), y.min()), max(ends[1], x.max(), y.max())]
-        figure.add_scatter(name=label, x=x.round(4), y=y.round(4), mode="markers", text=list(texts))
-    ends = [round(float(end), 4) for end in ends]
+        figure.add_scatter(name=label, x=x, y=y, mode="markers", text=list(texts))
+    ends = show.to_numpy(ends)
     figure.add_scatter(name="equal", x=ends, y=ends, mode="lines", line=dict(color=show.GREY, dash="dash"))
     figure.update_layout(title=title, xaxis_title=xaxis, yaxis_title=yaxis)
     return figure

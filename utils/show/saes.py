@@ -46,7 +46,7 @@ def show_activation_histogram(
     counts, edges = _histogram(acts)
     figure = go.Figure(go.Bar(x=(edges[:-1] + edges[1:]) / 2, y=counts, width=np.diff(edges)))
     figure.update_layout(
-        title=f"Latent {latent_idx} is active on {share:.2%} of the tokens",
+        title=f"Latent {latent_idx} is active on {100 * share:#.3g}% of the tokens",
         xaxis_title="activation", yaxis_title="tokens", bargap=0.02, height=320,
     )  # fmt: skip
     return figure
@@ -99,8 +99,9 @@ def dashboard(
         parts.append(f'<div><a href="{link}">this latent on Neuronpedia</a></div>')
     if f1:
         best = sorted(f1.items(), key=lambda item: -item[1])[:3]
-        parts.append("<div>Label, F1: " + ", ".join(f"{html.escape(k)} {v:.2f}" for k, v in best) + "</div>")
-    parts.append(f"<div>Active on {share:.2%} of the tokens, at most {acts.max() if len(acts) else 0:.1f}.</div>")
+        parts.append("<div>Label, F1: " + ", ".join(f"{html.escape(k)} {v:#.3g}" for k, v in best) + "</div>")
+    most = acts.max().item() if len(acts) else 0.0
+    parts.append(f"<div>Active on {100 * share:#.3g}% of the tokens, at most {most:#.3g}.</div>")
     parts += [_bars(acts), _examples(examples), _logits(model, sae, latent_idx, k)]
     return HTML('<div style="margin: 8px 0">' + "".join(parts) + "</div>")
 
@@ -114,11 +115,11 @@ def _bars(acts: Float[Tensor, " active"], width: int = 420, height: int = 70) ->
     tall = np.sqrt(counts) / max(1.0, np.sqrt(counts.max()))
     bar = f"display: inline-block; width: {width // len(counts)}px; background-color: {show.BLUE}; margin-right: 1px"
     bars = "".join(
-        f'<span title="{edges[i]:.2f} to {edges[i + 1]:.2f}: {c} tokens" '
-        f'style="{bar}; height: {height * t:.0f}px"></span>'
+        f'<span title="{edges[i]:#.3g} to {edges[i + 1]:#.3g}: {c} tokens" '
+        f'style="{bar}; height: {height * t:.1f}px"></span>'
         for i, (t, c) in enumerate(zip(tall, counts, strict=True))
     )
-    scale = f"activation, from 0 to {edges[-1]:.1f} (height: the root of the number of tokens)"
+    scale = f"activation, from 0 to {edges[-1]:#.3g} (height: the root of the number of tokens)"
     return f'<div>{bars}</div><div style="color: {show.GREY}">{scale}</div>'
 
 
@@ -129,7 +130,7 @@ def _examples(examples: Sequence[Example]) -> str:
     strips = (show.token_strip(tokens, acts, limit=largest).data for tokens, acts in examples)
     peaks = (example.acts[len(example.acts) // 2].item() for example in examples)
     rows = (
-        f'<div style="{ROW}"><span style="min-width: 44px; color: {show.GREY}">{peak:.1f}</span>{strip}</div>'
+        f'<div style="{ROW}"><span style="min-width: 44px; color: {show.GREY}">{peak:#.3g}</span>{strip}</div>'
         for peak, strip in zip(peaks, strips, strict=True)
     )
     return "".join(rows)
@@ -157,11 +158,9 @@ def plot_label_f1(
     order = f1[kinds[0]].argsort(descending=True).tolist()
     figure = go.Figure()
     for kind, values in f1.items():
-        figure.add_scatter(
-            x=[names[i] for i in order], y=np.round(show.to_numpy(values)[order], 4), mode="markers", name=kind
-        )
+        figure.add_scatter(x=[names[i] for i in order], y=show.to_numpy(values)[order], mode="markers", name=kind)
     figure.add_hline(y=bar, line=dict(dash="dot", color=show.GREY))
-    share, *controls = (f"{(values >= bar).float().mean():.0%}" for values in f1.values())
+    share, *controls = (f"{100 * (values >= bar).float().mean():.3g}%" for values in f1.values())
     figure.update_layout(
         title=f"A {kinds[0]} detects {share} of the labels with F1 of at least {bar:g}; others: {', '.join(controls)}",
         xaxis_title="label of the world", yaxis_title=f"F1 on held-out {on}", height=430,
@@ -176,13 +175,13 @@ def plot_precision_recall(
     """Each label's best latent: how often it is right where it fires, against how much of the label it finds."""
     figure = go.Figure()
     figure.add_scatter(
-        x=np.round(show.to_numpy(recall), 4),
-        y=np.round(show.to_numpy(precision), 4),
+        x=show.to_numpy(recall),
+        y=show.to_numpy(precision),
         mode="markers", text=list(names), hovertemplate="%{text}<br>precision %{y:.2f}, recall %{x:.2f}<extra></extra>",
     )  # fmt: skip
     figure.update_layout(
-        title=f"The best latents are right, but find a part: median precision {precision.median():.2f}, "
-        f"recall {recall.median():.2f}",
+        title=f"The best latents are right, but find a part: median precision {precision.median():#.3g}, "
+        f"recall {recall.median():#.3g}",
         xaxis_title="recall: share of the labelled tokens that it finds",
         yaxis_title="precision: share of its tokens that are labelled",
         height=400,
@@ -196,11 +195,11 @@ def plot_cover(history: dict[str, list[float]]) -> go.Figure:
     """F1 of the first 1, 2, 3 … latents together, one line for each label."""
     figure = go.Figure()
     for label, values in history.items():
-        figure.add_scatter(x=list(range(1, len(values) + 1)), y=np.round(values, 4), mode="lines+markers", name=label)
+        figure.add_scatter(x=list(range(1, len(values) + 1)), y=show.to_numpy(values), mode="lines+markers", name=label)
     most = max(history, key=lambda label: history[label][-1] - history[label][0])
     values = history[most]
     figure.update_layout(
-        title=f"{most} is split: F1 {values[0]:.2f} with one latent, {values[-1]:.2f} with {len(values)}",
+        title=f"{most} is split: F1 {values[0]:#.3g} with one latent, {values[-1]:#.3g} with {len(values)}",
         xaxis_title="latents taken together", yaxis_title="F1 of 'any of them is active'", height=380,
     )  # fmt: skip
     figure.update_xaxes(dtick=1)
@@ -214,11 +213,11 @@ def plot_scores(
     figure = go.Figure()
     fit = {}
     for name, values in (("detection", detection), ("simulation", simulation)):
-        figure.add_scatter(x=np.round(f1, 4), y=np.round(values, 4), mode="markers", name=name, text=list(texts))
+        figure.add_scatter(x=show.to_numpy(f1), y=show.to_numpy(values), mode="markers", name=name, text=list(texts))
         fit[name] = np.corrcoef(f1, values)[0, 1]
     figure.update_layout(
         title="The scores follow the label's F1: correlation "
-        + ", ".join(f"{name} {value:.2f}" for name, value in fit.items()),
+        + ", ".join(f"{name} {value:#.3g}" for name, value in fit.items()),
         xaxis_title="F1 of the latent's best label", yaxis_title="score of the explanation", height=400,
     )  # fmt: skip
     return figure

@@ -21,7 +21,6 @@ KERNEL = {
 }
 LARGEST = 1_000_000  # bytes of a solved notebook: larger ones are slow to open and to review
 TOLERANCES = {"rtol": (int, float), "atol": (int, float), "counts": (int,)}  # in a cell's fence, with a reason in `why`
-COARSE_NUMBERS_ARE_FAULTS = False  # for `drift`: True once every chapter prints enough digits or says why not
 AFTER_HINTS = re.compile(r"(?<=</details>)\n+(?!\n|<details>)")
 
 
@@ -249,8 +248,7 @@ def drift(source=SOURCE, chapters=CHAPTERS, solutions=SOLUTIONS) -> list[str]:
             said.append(f"{file.parent.name}/{file.name} has no source chapters/source/{file.stem}.md.")
     for file in sorted(solutions.glob("[!.]*.ipynb")):
         said += [f"solutions/{file.name}: {s}" for s in recording_faults(read_notebook(file))]
-        if COARSE_NUMBERS_ARE_FAULTS:
-            said += [f"solutions/{file.name}: {s}" for s in coarse_numbers(read_notebook(file))]
+        said += [f"solutions/{file.name}: {s}" for s in coarse_numbers(read_notebook(file))]
         if file.stat().st_size > LARGEST:
             said.append(f"solutions/{file.name} has {file.stat().st_size:,} bytes; at most {LARGEST:,} are allowed.")
     return said
