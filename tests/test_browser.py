@@ -17,7 +17,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from utils.checks import progress
-from utils.workbook import ROOT
+from utils.workbook import ROOT, WorkbookError
 from utils.workbook.build import read_notebook, solution_code
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -93,6 +93,18 @@ def menu(page, *labels):
     page.locator(".lm-Menu-item", has_text=labels[1]).first.click()
 
 
+def on_disk(work):
+    """The notebook as it was saved; JupyterLab writes in place, so that a look may meet half of it."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return read_notebook(work / f"{CHAPTER}.ipynb")
+        except WorkbookError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.2)
+
+
 def saved_when(condition, page, work):
     """Save until the notebook on disk meets the condition or holds an error; returns the notebook."""
     end = time.monotonic() + PATIENCE
@@ -100,7 +112,7 @@ def saved_when(condition, page, work):
         page.keyboard.press("Escape")
         page.keyboard.press("Control+s")
         time.sleep(1)
-        notebook = read_notebook(work / f"{CHAPTER}.ipynb")
+        notebook = on_disk(work)
         if condition(notebook) or errors(notebook) or time.monotonic() > end:
             return notebook
 
@@ -170,5 +182,5 @@ def test_a_learners_way(lab, page):
     answer = page.locator(".jp-CodeCell .cm-content", has_text="def merge_pair(")
     answer.first.wait_for()
     assert answer.count() == 1
-    assert "right." in printed(read_notebook(work / f"{CHAPTER}.ipynb"), "check-merge_pair")
+    assert "right." in printed(on_disk(work), "check-merge_pair")
     picture(page, "4-reloaded")

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -37,9 +36,16 @@ def python(course: Path, code: str, folder: str = ".", **env: str) -> str:
 def made(tmp_path_factory):
     """A course that requires no packages, set up."""
     course = tmp_path_factory.mktemp("made") / "course"
-    (course / "utils" / "workbook").mkdir(parents=True)
-    for name in ("Makefile", "utils/__init__.py", "utils/workbook/__init__.py", "utils/workbook/environment.py"):
-        shutil.copy(ROOT / name, course / name)
+    # All that importing the package and setting up can read: whole folders, not names that a change would leave behind.
+    for path in (
+        ROOT / "Makefile",
+        *ROOT.glob("chapters/*.toml"),
+        *ROOT.glob("utils/*.py"),
+        *ROOT.glob("utils/workbook/*.py"),
+    ):
+        copy = course / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
     (course / "requirements.txt").write_text("# nothing\n")
     for folder in ("work", "solutions"):
         (course / folder).mkdir()
@@ -66,7 +72,7 @@ def in_kernel(course: Path, folder: str, **env: str) -> str:
     )
     # The packages of the Python that runs this test, behind those of the course's own.
     (site,) = (course / ".venv" / "lib").glob("*/site-packages")
-    (site / "installed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (site / "installed.pth").write_text("".join(f"{path}\n" for path in sys.path if "site-packages" in path))
     return python(course, code, folder, **env)
 
 
