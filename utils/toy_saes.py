@@ -169,7 +169,8 @@ class TrainableSAE(nn.Module):
             optimizer.step()
             last = step + 1 == steps
             log = (step + 1) % log_freq == 0 or last
-            if method or log:
+            to_resampling = -(step + 1) % resample_freq
+            if log or (method and to_resampling < window):
                 recent.append((acts.detach() > 0).float().mean(0))
             if log:
                 losses = {

@@ -155,7 +155,7 @@ def plot_label_f1(
 ) -> go.Figure:
     """For each label the F1 of its best detector of each kind, labels sorted by the first kind; `on` says of what."""
     kinds = list(f1)
-    order = f1[kinds[0]].argsort(descending=True).tolist()
+    order = f1[kinds[0]].argsort(descending=True, stable=True).tolist()
     figure = go.Figure()
     for kind, values in f1.items():
         figure.add_scatter(x=[names[i] for i in order], y=show.to_numpy(values)[order], mode="markers", name=kind)
@@ -207,17 +207,20 @@ def plot_cover(history: dict[str, list[float]]) -> go.Figure:
 
 
 def plot_scores(
-    f1: Sequence[float], detection: Sequence[float], simulation: Sequence[float], texts: Sequence[str]
+    f1: Float[Tensor, " latent"],
+    detection: Float[Tensor, " latent"],
+    simulation: Float[Tensor, " latent"],
+    texts: Sequence[str],
 ) -> go.Figure:
-    """Each latent's two scores against the F1 of its best label."""
+    """Each latent's two scores against the F1 of its best label or token."""
     figure = go.Figure()
     fit = {}
     for name, values in (("detection", detection), ("simulation", simulation)):
         figure.add_scatter(x=show.to_numpy(f1), y=show.to_numpy(values), mode="markers", name=name, text=list(texts))
-        fit[name] = np.corrcoef(f1, values)[0, 1]
+        fit[name] = np.corrcoef(show.to_numpy(f1), show.to_numpy(values))[0, 1]
     figure.update_layout(
-        title="The scores follow the label's F1: correlation "
+        title="The scores follow the F1: correlation "
         + ", ".join(f"{name} {value:#.3g}" for name, value in fit.items()),
-        xaxis_title="F1 of the latent's best label", yaxis_title="score of the explanation", height=400,
+        xaxis_title="F1 of the latent's best label or token", yaxis_title="score of the explanation", height=400,
     )  # fmt: skip
     return figure
