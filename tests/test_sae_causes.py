@@ -7,7 +7,7 @@ import torch
 from sae_lens import HookedSAETransformer
 
 from utils import sae_causes, saes
-from utils.checks.sae_causes import (
+from utils.checks.sae_models import (
     linear_model,
     small_acts,
     small_answers,

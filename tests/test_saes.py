@@ -14,7 +14,7 @@ from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from utils import explainers, saes
-from utils.checks.saes import lm_model, lm_sae, lm_store, lm_tokens
+from utils.checks.sae_models import lm_model, lm_sae, lm_store, lm_tokens
 from utils.models import load, load_sae, load_tokenizer, sae_layers
 from utils.show import saes as pages
 from utils.world import LABELS, rows, sample, token_labels
@@ -249,7 +249,7 @@ def test_pages_are_static_and_link_only_where_there_is_a_page():
     assert "neuronpedia.org/gpt2-small/7-res-jb/5" in pages.dashboard(model, sae, store, 5, 4, k=3, buffer=1).data
     figure = pages.show_activation_histogram(model, sae, store, 5, 4)
     acts, share = saes.positive_activations(model, sae, store, 5, 4)
-    assert sum(figure.data[0].y) == len(acts) and f"{share:.2%}" in figure.layout.title.text
+    assert sum(figure.data[0].y) == len(acts) and f"{100 * share:#.3g}%" in figure.layout.title.text
 
 
 # ---------------------------------------------------------------- ground truth

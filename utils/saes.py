@@ -395,10 +395,11 @@ def f1_scores(
     fires = torch.empty_like(values, dtype=truth.dtype)
     for threshold in thresholds:
         torch.ge(values, threshold, out=fires)
-        hits = truth.T @ fires
+        # Counts are whole: rounded, equal scores stay equal on every machine.
+        hits, firings = (truth.T @ fires).round(), fires.sum(0).round()
         # Hits and false alarms together are all firings, hits and misses all labelled
         # tokens.
-        scores.append(2 * hits / (fires.sum(0) + truth.sum(0)[:, None]).clamp_min(1))
+        scores.append(2 * hits / (firings + labels.sum(0)[:, None]).clamp_min(1))
     return torch.stack(scores)
 
 
@@ -417,11 +418,9 @@ def unit_thresholds(
     # Zeros go last.
     ranked = by_unit.masked_fill(by_unit == 0, torch.inf).sort(dim=1).values.T
     n_values = (values != 0).sum(0)
-    n_firings = (
-        (n_values * torch.logspace(0, -3, n, device=values.device)[:, None])
-        .ceil()
-        .long()
-    )
+    shares = torch.logspace(0, -3, n, dtype=torch.float64, device=values.device)
+    # A whole number stays what it is, however its share was rounded.
+    n_firings = (n_values * shares[:, None] - 1e-6).ceil().long()
     return ranked.gather(0, n_values - n_firings)
 
 
@@ -557,7 +556,7 @@ def greedy_cover(
     while len(chosen) < n:
         # Only what the chosen ones leave over can change: firings there, and hits.
         left = torch.stack([~covered, ~covered & label]).float()
-        new, new_hits = left @ numbers
+        new, new_hits = (left @ numbers).round()  # counts
         hits = (covered & label).sum() + new_hits
         f1 = 2 * hits / (covered.sum() + new + label.sum()).clamp_min(1)
         best = f1.argmax().item()

@@ -4,96 +4,26 @@ from functools import cache, partial
 
 import einops
 import torch
-from sae_lens import (
-    SAE,
-    HookedSAETransformer,
-    JumpReLUSAE,
-    JumpReLUSAEConfig,
-    StandardSAE,
-    StandardSAEConfig,
-)
-from sae_lens.saes.sae import SAEMetadata
-from transformer_lens import HookedTransformerConfig
 from transformer_lens.hook_points import HookPoint
 
 from utils import ioi, sae_causes, saes
+from utils.checks.sae_models import (
+    BATCH,
+    D_SAE,
+    LAYER,
+    SEQ,
+    linear_model,
+    small_acts,
+    small_answers,
+    small_metric,
+    small_model,
+    small_runs,
+    small_sae,
+)
 from utils.checks.saes import chapter
 from utils.world import parse, sample
 
 exercise = chapter.exercise
-
-BATCH, SEQ, D_SAE, LAYER = 4, 7, 24, 1
-
-
-@cache
-def small_model() -> HookedSAETransformer:
-    """Random weights and biases; all dimensions differ, so that a transpose shows."""
-    torch.manual_seed(0)
-    sizes = dict(n_layers=3, d_model=16, n_heads=3, d_head=5, n_ctx=16, d_vocab=29)
-    # On the CPU, as the tokens and autoencoders that it is given.
-    cfg = HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LN", seed=0, device="cpu")
-    model = HookedSAETransformer(cfg)
-    return _with_biases(model)
-
-
-@cache
-def linear_model() -> HookedSAETransformer:
-    """One layer of attention and no LayerNorm: after the attention, the logits are linear in everything."""
-    sizes = dict(n_layers=1, d_model=16, n_heads=3, d_head=5, n_ctx=16, d_vocab=29, attn_only=True)
-    model = HookedSAETransformer(HookedTransformerConfig(**sizes, normalization_type=None, seed=1, device="cpu"))
-    model.ln_final = torch.nn.Identity()  # transformer_lens makes none without a normalization
-    return _with_biases(model)
-
-
-def _with_biases(model: HookedSAETransformer) -> HookedSAETransformer:
-    generator = torch.Generator().manual_seed(2)
-    for name, parameter in model.named_parameters():
-        if name.split(".")[-1].startswith("b"):
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-    return model.eval().requires_grad_(False)
-
-
-@cache
-def small_sae(hook_name: str = "blocks.1.attn.hook_z", architecture: str = "jumprelu") -> SAE:
-    """Random weights with biases (and, for JumpReLU, thresholds) that are not zero; about half the latents are active.
-
-    A `standard` one doesn't take b_dec off its input. Latent 3 is dead.
-    """
-    generator = torch.Generator().manual_seed(3)
-    z = hook_name.endswith("hook_z")
-    kinds = {"jumprelu": (JumpReLUSAE, JumpReLUSAEConfig), "standard": (StandardSAE, StandardSAEConfig)}
-    cls, config = kinds[architecture]
-    options = {"reshape_activations": "hook_z"} if z else {}
-    jump = architecture == "jumprelu"
-    metadata = SAEMetadata(hook_name=hook_name)
-    sae = cls(config(d_in=15 if z else 16, d_sae=D_SAE, apply_b_dec_to_input=jump, metadata=metadata, **options))
-    for name, scale in {"W_enc": 1.0, "W_dec": 0.5, "b_enc": 0.2, "b_dec": 0.3, "threshold": 0.0}.items():
-        if (parameter := getattr(sae, name, None)) is not None:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * scale
-    if jump:
-        sae.threshold.data += 0.1
-    sae.b_enc.data[3] = -100.0
-    return sae.eval().requires_grad_(False)
-
-
-@cache
-def small_runs():
-    """(tokens, the model's own cache, cache with the autoencoder and its error term)."""
-    tokens = torch.randint(0, 29, (BATCH, SEQ), generator=torch.Generator().manual_seed(4))
-    with torch.no_grad():
-        _, own = small_model().run_with_cache(tokens)
-        _, attached = small_model().run_with_cache_with_saes(tokens, saes=[small_sae()], use_error_term=True)
-    return tokens, own, attached
-
-
-def small_acts() -> torch.Tensor:
-    """The small autoencoder's latents, "batch seq latent"."""
-    return small_runs()[2][saes.acts_name(small_sae())]
-
-
-def small_metric(logits):
-    """Mean logit difference of two tokens after the last position."""
-    return (logits[:, -1, 11] - logits[:, -1, 5]).mean()
 
 
 def _use_model(fn, model, attached, *args):
@@ -344,13 +274,6 @@ def _(model, sae):
 # ---------------------------------------------------------------- latent_logit_attribution
 
 latent_logit_attribution = exercise(sae_causes.latent_logit_attribution)
-
-
-@cache
-def small_answers() -> torch.Tensor:
-    """For each prompt the unembedding of one token minus that of another, "batch d_model"."""
-    model, right, wrong = small_model(), torch.tensor([3, 8, 1, 20]), torch.tensor([7, 2, 15, 0])
-    return (model.W_U[:, right] - model.W_U[:, wrong]).T * model.ln_final.w
 
 
 @cache

@@ -1,80 +1,23 @@
 """What is asked of a learner's functions in chapter 08: of its first half, and where the second's are found."""
 
 import warnings
-from functools import cache
 
 import einops
 import torch
-from datasets import Dataset
 from sae_lens import (
-    ActivationsStore,
-    HookedSAETransformer,
-    JumpReLUSAE,
-    JumpReLUSAEConfig,
     StandardSAE,
     StandardSAEConfig,
 )
 from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor
-from transformer_lens import HookedTransformerConfig
 from transformer_lens.hook_points import HookedRootModule
 
 from utils import sae_causes, saes
 from utils.checks.engine import Chapter
-from utils.checks.models import tokenizer_of
+from utils.checks.sae_models import lm_model, lm_sae, lm_store, lm_tokens
 
 chapter = Chapter(saes, sae_causes)
 exercise, check, hint = chapter.exercise, chapter.check, chapter.hint
-
-LM_WORDS = "the cat saw a red bird and then it ran home to eat".split()
-
-
-@cache
-def lm_model() -> HookedSAETransformer:
-    """Two layers, random weights and biases. Its heads side by side are as wide as its stream, as in pico-gpt."""
-    torch.manual_seed(0)
-    tokenizer = tokenizer_of(" " + " ".join(LM_WORDS))
-    sizes = dict(n_layers=2, d_model=12, n_heads=3, d_head=4, n_ctx=16, d_vocab=len(tokenizer))
-    cfg = HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LNPre", seed=0, device="cpu")
-    model = HookedSAETransformer(cfg)
-    model.tokenizer = tokenizer  # only its words are needed
-    for name, parameter in model.named_parameters():
-        parameter.data.normal_(0, 0.5 if name.split(".")[-1].startswith("b") else 0.4)
-    return model.eval().requires_grad_(False)
-
-
-@cache
-def lm_sae(place: str = "hook_resid_pre", layer: int = 1) -> JumpReLUSAE:
-    """An untrained autoencoder with all biases and thresholds at work; its latent 3 is dead."""
-    generator = torch.Generator().manual_seed(len(place))
-    reshape = {"reshape_activations": "hook_z"} if place.endswith("hook_z") else {}
-    metadata = SAEMetadata(hook_name=f"blocks.{layer}.{place}", context_size=8, prepend_bos=True, model_name="small")
-    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=12, d_sae=20, metadata=metadata, **reshape))
-    for name, scale in (("W_enc", 0.4), ("W_dec", 0.4), ("b_enc", 0.3), ("b_dec", 0.3)):
-        parameter = getattr(sae, name)
-        parameter.data = torch.randn(parameter.shape, generator=generator) * scale
-    sae.threshold.data = 0.1 + 0.6 * torch.rand(20, generator=generator)
-    sae.b_enc.data[3] = -100
-    return sae.eval().requires_grad_(False)
-
-
-def lm_tokens(rows: int = 6, seq: int = 8, seed: int = 0) -> Tensor:
-    """Random words after `<|endoftext|>`, which stands in the middle of some rows too."""
-    words = torch.tensor(lm_model().tokenizer.encode(" " + " ".join(LM_WORDS)))
-    generator = torch.Generator().manual_seed(seed)
-    tokens = words[torch.randint(0, len(words), (rows, seq), generator=generator)]
-    tokens[:, 0] = 0
-    tokens[1::3, 4] = 0
-    return tokens
-
-
-def lm_store(sae, tokens: Tensor, size: int = 2) -> ActivationsStore:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return ActivationsStore.from_sae(
-            model=lm_model(), sae=sae, dataset=Dataset.from_dict({"input_ids": tokens.tolist()}), streaming=False,
-            context_size=tokens.shape[1], store_batch_size_prompts=size,
-        )  # fmt: skip
 
 
 def _alone(fn, *args):
