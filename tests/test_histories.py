@@ -4,7 +4,10 @@
 §17§, by which the test finds it whatever the editors did.
 """
 
+import ast
+import contextlib
 import difflib
+import io
 import json
 import lzma
 import os
@@ -13,19 +16,24 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import editors
 import nbformat
 from editors import EDITORS, code, plain
 
+from utils import tokenization
 from utils.moved import Moved
 from utils.workbook import CHAPTERS, learner
+from utils.workbook.build import solution_code
 from utils.workbook.merge import canonical, digest
 
 MARK = re.compile(r"§\d+§")
 STOCK = json.loads(lzma.decompress((Path(__file__).parent / "fixtures" / "first_version.json.xz").read_bytes()))
 LENGTH = 30  # cells of a chapter that take part: whole ones would take minutes
+CHECKED = 50  # in one history of so many the answers are right, and the checks themselves are run
+CHECKED_CHAPTER = "01_tokenization"
 NAMES = [n for n in STOCK if Moved().chapter_homes(n) == [n]]
 
 
@@ -85,7 +93,7 @@ def as_notebook(cells: list[Cell]) -> nbformat.NotebookNode:
 
 
 def first_version(name: str) -> Version:
-    start = 2 + random.Random(name).randrange(len(STOCK[name]) - LENGTH - 2)
+    start = 2 if name == CHECKED_CHAPTER else 2 + random.Random(name).randrange(len(STOCK[name]) - LENGTH - 2)
     part = STOCK[name][:2] + STOCK[name][start : start + LENGTH]
     cells = [Cell(f"{name}:{n}", kind, text, exercise, id) for n, (kind, id, exercise, text) in enumerate(part)]
     return Version({name: cells})
@@ -121,7 +129,7 @@ def all_names(version: Version) -> dict[str, list[str]]:
     return {c.exercise: [c.key, *getattr(c, "swallowed", [])] for c in version.cells() if c.exercise}
 
 
-def next_version(old: Version, rng: random.Random, number: int) -> Version:
+def next_version(old: Version, rng: random.Random, number: int, renames: bool = True) -> Version:
     """Another version: texts and stubs reworded, cells new, gone or elsewhere, exercises renamed and merged, and the
     chapter cut in two."""
     chapters = {
@@ -161,10 +169,10 @@ def next_version(old: Version, rng: random.Random, number: int) -> Version:
             del cells[a:b]
             at = rng.randrange(len(cells))
             cells[at:at] = block
-        if number in (4, 6) and len(exercises) > 2:  # a new name
+        if renames and number in (4, 6) and len(exercises) > 2:  # a new name
             c = rng.choice(exercises)
             rename(cells, c, f"{c.exercise}_v{number}", moved)
-        if number in (5, 8) and len(exercises) > 2:  # two exercises become one
+        if renames and number in (5, 8) and len(exercises) > 2:  # two exercises become one
             a, b = rng.sample(exercises, 2)
             merged = f"{a.exercise}_and_{number}"
             moved[b.exercise] = [merged]
@@ -201,16 +209,12 @@ def rename(cells: list[Cell], c: Cell, new: str, moved: dict) -> None:
             d.id = f"about-{b}"
 
 
-VERSIONS: dict[str, list[Version]] = {}
-
-
-def versions(name: str) -> list[Version]:
-    if name not in VERSIONS:
-        rng, made = random.Random(name), [first_version(name)]
-        for number in range(1, 9):
-            made.append(next_version(made[-1], rng, number))
-        VERSIONS[name] = [*made, todays_version(name, made[-1], made[0])]
-    return VERSIONS[name]
+@cache
+def versions(name: str, renames: bool = True) -> list[Version]:
+    rng, made = random.Random(name), [first_version(name)]
+    for number in range(1, 9):
+        made.append(next_version(made[-1], rng, number, renames))
+    return [*made, todays_version(name, made[-1], made[0])]
 
 
 # ---------------------------------------------------------------- one history
@@ -228,8 +232,9 @@ def squashed(text: str) -> str:
 class History:
     def __init__(self, seed: int, tmp: Path, counts: Counter):
         self.rng, self.counts, self.tmp = random.Random(seed), counts, tmp
-        self.name = self.rng.choice(NAMES)
-        self.versions = versions(self.name)
+        self.checked = seed % CHECKED == 0
+        self.name = CHECKED_CHAPTER if self.checked else self.rng.choice(NAMES)
+        self.versions = versions(self.name, renames=not self.checked)
         self.work = tmp / "work"
         self.now = 0
         self.origin: dict[str, str | None] = {}  # mark → key of the delivered cell it was written into; None: own
@@ -296,6 +301,9 @@ class History:
         found = [c for c in here if canonical(c.source) == canonical(cell["source"])]
         return found[0].key if len(found) == 1 else None
 
+    def exercise(self, key: str) -> str:
+        return next(c.exercise for c in self.versions[self.now].cells() if c.key == key)
+
     def all_marks(self, cell: dict) -> list[str]:
         return MARK.findall(cell["source"])
 
@@ -311,6 +319,7 @@ class History:
         version = self.versions[self.now]
         before = self.copies()
         self.log.append(f"update to version {self.now}")
+        passed = self.passes(before) if self.checked else set()
         learner.update(chapters=self.chapters(), work=self.work)
         files = {p: p.read_bytes() for p in self.work.glob("*.ipynb")}
         after = self.copies()
@@ -319,6 +328,9 @@ class History:
         self.check_texts(old, new)
         self.check_places(before, after, version)
         self.check_delivered(new, version)
+        if self.checked:
+            assert passed <= (now := self.passes(after)), f"no longer solved: {passed - now}"
+            self.counts["checks that passed"] += len(passed)
         for nb in after.values():
             ids = [c["id"] for c in nb["cells"]]
             assert len(set(ids)) == len(ids), "an id stands twice"
@@ -329,6 +341,19 @@ class History:
             "start announces what is there"
         )
         self.counts["update"] += 1
+
+    def passes(self, copies: dict[str, dict]) -> set[str]:
+        """The exercises whose checks pass where the answers and checks of the copies are run in their order."""
+        setup = next(c for c in self.versions[9].cells() if c.kind == "code")
+        imports = [n for n in ast.parse(setup.source).body if isinstance(n, ast.Import | ast.ImportFrom)]
+        names: dict = {"__name__": "__main__", **vars(tokenization)}  # the exercises before these, and helpers
+        exec(compile(ast.Module(imports, []), "setup", "exec"), names)
+        said = io.StringIO()
+        for cell in (c for nb in copies.values() for c in nb["cells"] if c["cell_type"] == "code"):
+            if "check(" in cell["source"] or "def " in cell["source"] and self.all_marks(cell):
+                with contextlib.suppress(Exception), contextlib.redirect_stdout(said):
+                    exec(cell["source"], names)
+        return set(re.findall(r"✓ (\w+)", said.getvalue()))
 
     def check_texts(self, old: list[dict], new: list[dict]) -> None:
         """Every text of the learner's stands byte for byte, as often as before."""
@@ -420,8 +445,10 @@ def answer(h: History, cells: list[dict], k: int):
     if sum(canonical(c["source"]) == canonical(cell["source"]) for c in cells) > 1:
         h.loose.add(mark)  # a pasted copy of the stub: it stays where it was pasted
     name = re.search(r"^(?:def|class) (\w+)", cell["source"], re.M)[1]
+    right = [f"# {mark}\n{solution_code(h.exercise(h.origin[mark]))}"] if h.checked else []
     cell["source"] = h.rng.choice(
-        [
+        right
+        or [
             cell["source"].replace("raise NotImplementedError", f"return {mark!r}"),
             f"def {name}(*args, **options):\n    # {mark}\n    return args\n",
             f"# mine {mark}\n\n\ndef helper():\n    pass\n\n\ndef {name}(x):\n    return helper()",

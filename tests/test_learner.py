@@ -280,6 +280,29 @@ def test_trust_is_kept_and_never_given(course, work, trusted, tmp_path, monkeypa
     assert NotebookNotary().check_signature(nbformat.read(copy, 4)) == trusted
 
 
+def test_outputs_of_every_kind_pass_as_they_are(course, work):
+    copy = work / "01_sample.ipynb"
+    edit(copy, answer)
+    outputs = [
+        {"output_type": "stream", "name": "stdout", "text": ["a\n", 'b "outputs": 0\n']},
+        {"output_type": "display_data", "metadata": {}, "data": {"image/png": "iVBO", "text/html": ["<b>\n", "é</b>"]}},
+        {"output_type": "execute_result", "execution_count": 3, "metadata": {}, "data": {"a/b+json": {"x": [1, 2.5]}}},
+        {"output_type": "error", "ename": "E", "evalue": "", "traceback": ["1", "2"]},
+        {"output_type": "what is this", "x": None},
+    ]
+    raw = json.loads(copy.read_text())
+    kept = [c for c in raw["cells"] if c["cell_type"] == "code" and c["source"] != ["x = 1"]]
+    for c in kept:
+        c["outputs"] = outputs
+    copy.write_text(json.dumps(raw))
+    deliver(course)
+    update(course)
+    now = {"".join(c["source"]): c.get("outputs") for c in json.loads(copy.read_text())["cells"]}
+    for c in kept:
+        assert now["".join(c["source"])] == outputs
+    assert now["x = 1"] == []
+
+
 # ---------------------------------------------------------------- what moved
 
 

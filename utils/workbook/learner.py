@@ -1,17 +1,14 @@
 """A learner's own copies in `work/`: start them, bring them up to date without losing anything, show progress."""
 
 import contextlib
-import logging
 import time
 from pathlib import Path
-
-import nbformat
-from nbformat.sign import NotebookNotary
 
 from utils.checks.progress import WORK, load
 from utils.moved import Moved
 from utils.workbook import CHAPTERS, WorkbookError, pick
 from utils.workbook.build import read_notebook
+from utils.workbook.copies import parse, sign, text_of, trusted
 from utils.workbook.files import cannot_write, clean_up, free_name, write_whole
 from utils.workbook.merge import canonical, merge
 
@@ -71,7 +68,7 @@ def _outdated(file: Path, copy: Path) -> bool:
         before = copy.parent / DELIVERED / file.name
         if before.exists() and _texts(read_notebook(before)) != _texts(new):
             return True
-        mine = nbformat.read(copy, 4)
+        mine = parse(copy, copy.read_bytes())
     except Exception:
         return False  # `update` says what is wrong with it; starting JupyterLab must still work
     stamps = {c.metadata.get("workbook") for c in mine.cells} - {None}
@@ -166,7 +163,7 @@ def _update_family(names: list[str], family: list[str], chapters: Path, work: Pa
         if not have:
             return said, False
         data = {n: (work / f"{n}.ipynb").read_bytes() for n in have}
-        mine = {n: _parse(work / f"{n}.ipynb", data[n]) for n in have}
+        mine = {n: parse(work / f"{n}.ipynb", data[n]) for n in have}
         before = {}
         for n in have:
             with contextlib.suppress(WorkbookError):  # without it an update knows less, and still loses nothing
@@ -175,16 +172,16 @@ def _update_family(names: list[str], family: list[str], chapters: Path, work: Pa
         merged, notes = merge(new, mine, before, moved)
         changed = [n for n in names if n not in mine or not _same(merged[n], mine[n])]
         gone = [n for n in have if n not in names]
-        trusted = all(_trusted(mine[n]) for n in have) if changed else False
-        texts = {n: nbformat.writes(merged[n]) + "\n" for n in changed}
+        signed = all(trusted(mine[n]) for n in have) if changed else False
+        texts = {n: text_of(merged[n]) for n in changed}
         # JupyterLab may have saved in the meantime: then what it saved is merged.
         if any(_stamp(work / f"{n}.ipynb") != stamps[n] for n in have):
             continue
         kept = {n: _backup(work / f"{n}.ipynb", data[n]) for n in have if n in changed or n in gone}
         for name in changed:
             write_whole(work / f"{name}.ipynb", texts[name])
-            if trusted:
-                _sign(texts[name])
+            if signed:
+                sign(parse(work / f"{name}.ipynb", texts[name].encode()))
         for name in names:
             _remember(chapters / f"{name}.ipynb", work)
         for name in gone:
@@ -206,14 +203,6 @@ def _stamp(copy: Path) -> tuple | None:
     except FileNotFoundError:
         return None
     return s.st_mtime_ns, s.st_size, s.st_ino
-
-
-def _parse(path: Path, data: bytes) -> nbformat.NotebookNode:
-    try:
-        return nbformat.reads(data.decode("utf-8-sig"), 4)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:120]
-        raise WorkbookError(f"{path} is not a readable notebook ({reason}). Nothing was changed.") from None
 
 
 def _remember(file: Path, work: Path) -> None:
@@ -239,27 +228,6 @@ def _same(a, b) -> bool:
         return [(c.get("id"), c.cell_type, c.source, dict(c.metadata)) for c in notebook.cells]
 
     return essence(a) == essence(b)
-
-
-# What a learner ran may show scripts (interactive views); Jupyter knows such notebooks by a signature of all they hold.
-def _trusted(notebook) -> bool:
-    if not any(c.get("outputs") for c in notebook.cells):
-        return True
-    with contextlib.suppress(Exception):  # no home that can be written: then nothing is trusted
-        return _notary().check_signature(notebook)
-    return False
-
-
-def _sign(text: str) -> None:
-    with contextlib.suppress(Exception):
-        _notary().sign(nbformat.reads(text, 4))
-
-
-def _notary() -> NotebookNotary:
-    log = logging.getLogger("utils.workbook.notary")
-    log.addHandler(logging.NullHandler())
-    log.propagate = False
-    return NotebookNotary(log=log)
 
 
 # ---------------------------------------------------------------- progress

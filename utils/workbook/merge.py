@@ -529,7 +529,8 @@ class _Merger:
             fresh[m.cell.source] += 1
             if fresh[m.cell.source] <= taken[m.cell.source] and m.text:
                 continue
-            cell = copy.deepcopy(m.cell)
+            cell = nbformat.NotebookNode(m.cell)  # not deep: outputs may be large
+            cell.metadata = copy.deepcopy(m.cell.metadata)
             self._stamp(cell, m)
             if m.slot is not None:
                 self.groups[m.slot].answers.append((name, cell))

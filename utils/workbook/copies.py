@@ -1,0 +1,101 @@
+"""A learner's notebooks as files: outputs, which may be hundreds of megabytes, pass through as they are.
+
+nbformat would check, copy and split them several times over, for a minute where 200 MB take seconds.
+"""
+
+import contextlib
+import copy
+import json
+import logging
+import re
+from pathlib import Path
+
+import nbformat
+from nbformat.sign import NotebookNotary
+from nbformat.v4.rwbase import rejoin_lines
+
+from utils.workbook import WorkbookError
+
+
+def parse(path: Path, data: bytes) -> nbformat.NotebookNode:
+    """The notebook of a file's bytes, of nbformat 3 or 4; outputs are plain lists, as they stand in the file.
+
+    Raises:
+        WorkbookError: it is no notebook.
+    """
+    try:
+        raw = json.loads(data.decode("utf-8-sig"))
+        outputs = _taken_out(raw["cells"]) if raw["nbformat"] == 4 else []
+        notebook = nbformat.reads(json.dumps(raw), 4)
+        for cell, found in zip(notebook.cells, outputs, strict=raw["nbformat"] == 4):
+            if found:
+                cell["outputs"] = found
+        return notebook
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        raise WorkbookError(f"{path} is not a readable notebook ({reason}). Nothing was changed.") from None
+
+
+def _taken_out(cells: list) -> list[list]:
+    """The outputs of each cell, which are left empty in it."""
+    found = []
+    for cell in cells:
+        found.append(cell["outputs"] if cell["cell_type"] == "code" and isinstance(cell.get("outputs"), list) else [])
+        if found[-1]:
+            cell["outputs"] = []
+    return found
+
+
+def text_of(notebook: nbformat.NotebookNode) -> str:
+    """The notebook as the text of a file."""
+    light = copy.copy(notebook)
+    light["cells"] = [nbformat.NotebookNode(c) for c in notebook.cells]
+    outputs = _taken_out(light.cells)
+    raw = json.loads(nbformat.writes(light))
+    for k, cell in enumerate(raw["cells"]):
+        if outputs[k]:
+            cell["outputs"] = k
+
+    def put_back(line: re.Match) -> str:
+        dumped = json.dumps(outputs[int(line[1])], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return f'   "outputs": {dumped}'
+
+    text = json.dumps(raw, indent=1, sort_keys=True, ensure_ascii=False)
+    return re.sub(r'^   "outputs": (\d+)', put_back, text, flags=re.M) + "\n"
+
+
+# What a learner ran may show scripts (interactive views); Jupyter knows such notebooks by a signature of all they hold.
+
+
+def trusted(notebook: nbformat.NotebookNode) -> bool:
+    """Whether the notebook is signed, or holds no outputs that would need it."""
+    if not any(c.get("outputs") for c in notebook.cells):
+        return True
+    with contextlib.suppress(Exception), _notary() as notary:  # no home that can be written: nothing is trusted
+        return notary.check_signature(_joined(notebook))
+    return False
+
+
+def sign(notebook: nbformat.NotebookNode) -> None:
+    with contextlib.suppress(Exception), _notary() as notary:
+        notary.sign(_joined(notebook))
+
+
+def _joined(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook as nbformat reads it, by which it is signed: lines joined to texts."""
+    joined = copy.copy(notebook)
+    joined["cells"] = [nbformat.NotebookNode(c) for c in notebook.cells]
+    for cell in joined.cells:
+        if cell.get("outputs"):
+            cell["outputs"] = [nbformat.NotebookNode(o) for o in cell.outputs]
+            for output in cell.outputs:
+                if isinstance(output.get("data"), dict):
+                    dict.__setitem__(output, "data", dict(output["data"]))
+    return rejoin_lines(joined)
+
+
+def _notary() -> NotebookNotary:
+    log = logging.getLogger("utils.workbook.notary")
+    log.addHandler(logging.NullHandler())
+    log.propagate = False
+    return NotebookNotary(log=log)
