@@ -375,6 +375,8 @@ class History:
             at = [k for k, c in enumerate(new) if mark in c["source"]]
             if key in keys and not (cell := version.cells()[keys[key]]).exercise and cell.source != self.texts[mark]:
                 self.loose.add(mark)  # the text is another now: the cell is the learner's own from here on
+            if key is not None and key not in keys:
+                self.loose.add(mark)  # its exercise became a part of another
             if not at or mark in self.loose:
                 continue
             if key in keys:
@@ -475,6 +477,8 @@ def guess(h: History, cells: list[dict], k: int):
         return False
     lines = c["source"].split("\n")
     mark = h.mark(key)
+    if sum(canonical(d["source"]) == canonical(c["source"]) for d in cells) > 1:
+        h.loose.add(mark)
     lines.insert(
         h.rng.choice([len(lines), len(lines), 0, len(lines) // 2]),
         f"my guess: {mark}" if c["cell_type"] == "markdown" else f"# {mark}",
@@ -517,6 +521,8 @@ def paste(h: History, cells: list[dict], k: int):
     copy = h.editor.pasted(cells[k])
     h.loose |= set(h.all_marks(copy))
     h.pasted.append(copy["source"])
+    if "raise NotImplementedError" in copy["source"]:
+        h.loosen(copy)  # which of two stubs is the exercise's is not to be known
     cells.insert(h.rng.randrange(len(cells)), copy)
 
 

@@ -29,7 +29,6 @@ OUR_ID = re.compile(r"(about|check|code|markdown|raw)-")
 DEFINES = re.compile(r"^(?:(?:async )?(?:def|class) +(\w+)|(\w+) *(?::[^=\n]+)?=(?!=)(?! *check\())", re.M)
 ALIKE = 0.5  # share of words in common, from which two texts are versions of one another
 EDITED = 0.7  # the same for a text that a learner edited, where nothing else tells what it was
-PIECE = 12  # characters from which a text that stands within another one counts as a part of it
 
 
 def digest(text: str) -> str:
@@ -74,7 +73,9 @@ def _squashed(text: str) -> str:
 
 
 def _within(part: str, whole: str) -> bool:
-    return f"\n{part}\n" in f"\n{whole}\n"
+    """Whether all lines of one text stand in the other in their order, whatever was written between them."""
+    lines = iter(whole.split("\n"))
+    return all(line in lines for line in part.split("\n"))
 
 
 @dataclass
@@ -112,6 +113,8 @@ class Mine:
     ours: bool = False
     slot: int | None = None  # the slot that it holds or stands at
     claims: list[int] = field(default_factory=list)  # of theirs
+    parts: list[int] = field(default_factory=list)  # slots of whose text it is a part, all of which is there
+    alike: bool = False  # it claims a slot by nothing but its words
     dropped: bool = False
 
 
@@ -273,30 +276,29 @@ class _Merger:
                 most = max(most, sum(digest(text) in cells[k].cell.get("id", "") for k in at))
             if ABOUT.fullmatch(text) and text not in self.by_text and text not in self.before_text:
                 most = len(at)
-            # Those with the id of a slot first, then those that no second slot could be meant by.
+            # Those with the id of a slot first, then what can mean one slot only.
             for k in at:
                 ids = [i for i in self._ids(cells[k].cell) if i in slots]
                 if ids and most:
                     cells[k].ours, cells[k].slot = True, ids[0]
                     slots.discard(ids[0])
                     most -= 1
-            if len(slots) == 1 and most:
-                k = next((k for k in at if not cells[k].ours), None)
-                if k is not None:
-                    cells[k].ours, cells[k].slot = True, slots.pop()
-                    most -= 1
-            by_text[text] = (slots, most)
+            free = [k for k in at if not cells[k].ours]
+            if len(slots) == len(free) == 1 and most:
+                cells[free[0]].ours, cells[free[0]].slot = True, slots.pop()
+                free = []
+            by_text[text] = (free, slots, most)
         exercises = {k: s for k, m in enumerate(cells) if not m.ours and (s := self._exercise(m, name))}
-        for k, m in enumerate(cells):
-            if m.ours or m.text not in by_text:
-                continue
-            slots, most = by_text[m.text]
-            if not most:
-                continue
-            m.ours = True
-            m.slot = self._fitting(slots, self._neighbours(cells, k, exercises))
-            slots.discard(m.slot)
-            by_text[m.text] = (slots, most - 1)
+        # Then those without a copy, in their order; of copies that which stands nearest to its slot.
+        for free, slots, most in sorted(by_text.values(), key=lambda text: (len(text[0]) > text[2], text[0])):
+            while free and most:
+                around = {k: self._neighbours(cells, k, exercises) for k in (free if len(free) > most else free[:1])}
+                fits = [(self._distance(i, around[k]), k, i) for k in around for i in slots]
+                _, k, i = min(fits, default=(0, free[0], None))
+                cells[k].ours, cells[k].slot = True, i
+                free.remove(k)
+                slots.discard(i)
+                most -= 1
 
     def _pattern(self, text: str) -> bool:
         """Whether only we write such a text; asked where what was delivered is not known."""
@@ -347,18 +349,11 @@ class _Merger:
         ahead = next((s for i in range(k + 1, len(cells)) if (s := slot(i)) is not None), None)
         return back, ahead
 
-    @staticmethod
-    def _fitting(slots: set[int], around: tuple[int | None, int | None]) -> int | None:
-        """The slot that stands best between those two."""
+    def _distance(self, i: int, around: tuple[int | None, int | None]) -> int:
+        """How far the slot is from standing right behind the first of those two, or right before the second."""
         back, ahead = around
-
-        def distance(i):
-            return min(
-                abs(i - back - 1) if back is not None else len(slots) + i,
-                abs(ahead - 1 - i) if ahead is not None else i + len(slots),
-            )
-
-        return min(sorted(slots), key=distance, default=None)
+        far = len(self.slots) + i
+        return min(far if back is None else abs(i - back - 1), far if ahead is None else abs(ahead - 1 - i))
 
     def _find_theirs(self, cells: list[Mine], name: str, held: set[int | None]) -> None:
         """What each of theirs was made from: the slots that it claims, the most certain first."""
@@ -373,15 +368,18 @@ class _Merger:
             stamped = {self.successor[j] for j in self.before_digest.get(stamp, [])} - {None}
             stamped = stamped or set(self._near(self.by_digest.get(stamp, []), name))
             if stamped and not claims:
-                claims.append(self._fitting(stamped, self._neighbours(cells, k, {})))
+                around = self._neighbours(cells, k, {})
+                claims.append(min(sorted(stamped), key=lambda i, around=around: self._distance(i, around)))
             if not m.text:  # an emptied cell of ours comes back
                 m.ours = m.dropped = self._has_our_id(m.cell) or any(key in m.cell.metadata for key in OURS)
                 m.slot = next(iter(claims + self._ids(m.cell)), None) if m.ours else None
                 continue
+            claims += m.parts
             claims += self._contained(m, cells, k, claims, open_slots, old)
             claims += self._ids(m.cell)[:1]
             if not claims and (best := self._most_alike_of_all(m, old)) in open_slots:
                 claims.append(best)
+                m.alike = True
             # What another copy holds, and was never delivered in this one, was pasted from there.
             m.claims = [i for i in dict.fromkeys(claims) if not (i in held and home and i not in home)]
 
@@ -389,46 +387,46 @@ class _Merger:
         """Whether nothing of ours is needed beside the cell: a changed text is, and an exercise that was renamed."""
         slot, target = self.slots[at], m.cell.metadata.get("exercise") or ""
         if not slot.target:
-            return not self._changed(at, m)
+            return not m.alike and not self._changed(at, m)
         names = defined(m.cell.source)
         if slot.name in names or target.rpartition(".")[2] == slot.name:
             return True
         return at not in self.by_target.get(target, []) and not any(at in self.by_name.get(n, []) for n in names)
 
     def _find_parts(self, cells: list[Mine]) -> None:
-        """Mark as ours what was split or merged and is else as delivered, where the new version has another text."""
+        """What was split or merged and is else as delivered: ours where the new version has another text."""
         held = {m.slot for m in cells if m.ours}
-        old = {j: i for j, i in enumerate(self.successor) if i not in held and self.before[j].text}
+        known = [(d.text, self.successor[j]) for j, d in enumerate(self.before)]
+        known += [(slot.text, i) for i, slot in enumerate(self.slots)]
+        texts = [(_squashed(text), i, i is None or self.slots[i].text != text) for text, i in known if text]
+        texts = [(text, i, changed) for text, i, changed in texts if i not in held]
         for k, m in enumerate(cells):
-            if m.ours or not m.text:
+            if m.ours or not m.text or m.parts:
                 continue
-            for j, i in old.items():
-                whole, part, end = _squashed(self.before[j].text), _squashed(m.text), k + 1
+            for whole, i, changed in texts:
+                part, end = _squashed(m.text), k + 1
                 while part != whole and whole.startswith(part + "\n") and end < len(cells) and not cells[end].ours:
                     part = f"{part}\n{_squashed(cells[end].text)}"
                     end += 1
-                if part == whole and (i is None or self.slots[i].text != self.before[j].text):
+                if part == whole:
                     for piece in cells[k:end]:
-                        piece.ours, piece.slot = True, i
+                        piece.ours, piece.slot, piece.parts = changed, i if changed else None, [i]
                     break
-            rest, parts = _squashed(m.text), []
-            while rest and not m.ours:
-                j = next((j for j in old if f"{rest}\n".startswith(_squashed(self.before[j].text) + "\n")), None)
-                if j is None:
+            rest, merged = _squashed(m.text), []
+            while rest and not m.parts:
+                found = next((t for t in texts if f"{rest}\n".startswith(f"{t[0]}\n")), None)
+                if found is None:
                     break
-                parts.append(j)
-                rest = rest[len(_squashed(self.before[j].text)) + 1 :]
-            if not rest and any(old[j] is None or self.slots[old[j]].text != self.before[j].text for j in parts):
-                m.ours, m.slot = True, next((old[j] for j in parts if old[j] is not None), None)
+                merged.append(found)
+                rest = rest[len(found[0]) + 1 :]
+            if not rest and any(changed for _, _, changed in merged):
+                m.ours, m.slot = True, next((i for _, i, _ in merged if i is not None), None)
 
     def _contained(self, m, cells, k, claims, open_slots, old) -> list[int]:
-        """Open slots whose text, of this version or the one before, stands within the cell, or the cell within it."""
+        """Open slots whose text, of this version or the one before, stands within the cell."""
         texts = [(i, self.slots[i].text) for i in open_slots]
         texts += [(i, self.before[j].text) for j, i in old if i in set(open_slots)]
-        found = []
-        for i, text in texts:
-            if text and (_within(text, m.text) or len(m.text) >= PIECE and _within(m.text, text)):
-                found.append(i)
+        found = [i for i, text in texts if text and _within(text, m.text)]
         # Of several slots with one text only the nearest is meant.
         at = claims[0] if claims else self._neighbours(cells, k, {})[0] or 0
         nearest: dict[str, int] = {}
@@ -442,7 +440,13 @@ class _Merger:
         scores = [(alike(words, slot.words), -i) for i, slot in enumerate(self.slots)]
         scores += [(alike(words, self.before[j].words), -i) for j, i in old]
         score, i = max(scores, default=(0, 0))
-        return -i if score >= EDITED else None
+        gone = max((alike(words, d.words) for j, d in enumerate(self.before) if self.successor[j] is None), default=0)
+        return -i if score >= EDITED and score >= gone else None
+
+    @staticmethod
+    def _copy(a: Mine, b: Mine) -> bool:
+        """Whether one cell is a copy of the other, not a part of the same."""
+        return bool(defined(a.cell.source) & defined(b.cell.source)) or alike(_words(a.text), _words(b.text)) >= EDITED
 
     def _origin(self, m: Mine, at: int) -> str | None:
         """The earlier exercise that a cell answers, where it is now that of the slot `at` under another name."""
@@ -499,7 +503,7 @@ class _Merger:
                 if k not in chosen:
                     cells[k].claims.remove(i)
             piece = best - 1  # the front part of a split cell goes with it
-            while piece >= 0 and piece in at and not cells[piece].claims:
+            while piece >= 0 and piece in at and not cells[piece].claims and not self._copy(cells[piece], cells[best]):
                 cells[piece].slot = i
                 piece -= 1
         for m in cells:
@@ -533,10 +537,11 @@ class _Merger:
             cell.metadata = copy.deepcopy(m.cell.metadata)
             self._stamp(cell, m)
             if m.slot is not None:
-                self.groups[m.slot].answers.append((name, cell))
+                self.groups[m.slot].answers.append((name, cell, bool(m.claims)))
             else:
                 (self.top[home] if here is None else here).append(cell)
-        taken |= fresh
+        if name in self.top:  # what stands in today's chapters is not brought there again from an old copy
+            taken |= fresh
 
     def _stamp(self, cell, m: Mine) -> None:
         """Write into a cell of theirs which slot it stands for, and say where the task has changed."""
@@ -550,7 +555,7 @@ class _Merger:
         what = slot.name or f"“{slot.text[:40].splitlines()[0]}…”"
         if not self.groups[m.slot].filled:
             change = "the exercise has a new name" if slot.target else "the text has changed"
-            if m.claims:
+            if m.claims and not m.alike:
                 self.notes.append(f"{what}: {change}; the new cell stands above yours.")
             return
         cell.metadata["workbook"] = slot.cell.metadata.get("workbook") or digest(slot.cell.source)
@@ -566,7 +571,7 @@ class _Merger:
             return slot.text not in {self.before[j].text for j, i in enumerate(self.successor) if i == at}
         if stamp:
             return stamp != slot.cell.metadata.get("workbook")
-        return not slot.target and not _within(slot.text, m.text) and not _within(m.text, slot.text)
+        return not slot.target and not m.parts and not _within(slot.text, m.text)
 
     # -------- all together
 
@@ -582,13 +587,12 @@ class _Merger:
         order = {name: n for n, name in enumerate(mine)}
         for slot, group in zip(self.slots, self.groups, strict=True):
             cells = made[slot.chapter].cells
-            answers = [c for _, c in sorted(group.answers, key=lambda a: order[a[0]])]
+            answers = sorted(group.answers, key=lambda a: order[a[0]])
             if not group.filled:
                 cells.append(_delivered(slot, group.holder))
-            best = next(
-                (c for c in reversed(answers) if slot.name in defined(c.source)), answers[-1] if answers else None
-            )
-            for cell in answers:
+            whole = [c for _, c, claims in answers if claims]
+            best = next((c for c in reversed(whole) if slot.name in defined(c.source)), whole[-1] if whole else None)
+            for _, cell, _ in answers:
                 if cell is best and group.filled:
                     cell["id"] = slot.id
                     cells.append(cell)
