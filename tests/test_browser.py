@@ -23,7 +23,7 @@ from utils.workbook.build import read_notebook, solution_code
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 CHAPTER = "01_tokenization"
-PATIENCE = 900  # seconds: ends what hangs, not what a busy machine delays
+PATIENCE = 3600  # seconds by the clock: ends what hangs, not what a busy machine delays
 WRONG = '''def merge_pair(word, pair):
     """Only the first place."""
     for i in range(len(word) - 1):
@@ -51,7 +51,7 @@ def lab(tmp_path_factory):
     command = ["make", "lab", f"PORT={port}", "BROWSER=no"]
     server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
-        for _ in range(1200):
+        for _ in range(2 * PATIENCE):
             found = re.search(rf"http://\S*:{port}/lab\?token=\w+", (work / "lab.log").read_text())
             if found or server.poll() is not None:
                 break

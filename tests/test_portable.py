@@ -14,6 +14,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from torch.utils.flop_counter import FlopCounterMode
 
 from utils.workbook import WorkbookError, noise, portable
+from utils.workbook.execute import START_SECONDS
 
 DRAW = torch.Generator().manual_seed(0)
 A, B, V = (torch.randn(*shape, generator=DRAW) for shape in ((6, 8), (8, 6), (8,)))
@@ -230,7 +231,7 @@ def ran(tmp_path_factory):
     folder = tmp_path_factory.mktemp("portable")
     cells = [new_code_cell(code, id=name.replace(" ", "-").replace("'", "")) for name, (code, _) in NOTEBOOK.items()]
     notebook = new_notebook(cells=cells)
-    NotebookClient(notebook, kernel_name="python3").execute()
+    NotebookClient(notebook, kernel_name="python3", startup_timeout=START_SECONDS).execute()
     nbformat.write(notebook, folder / "old_faults.ipynb")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(portable, "SOLUTIONS", folder)

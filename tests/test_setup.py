@@ -67,7 +67,7 @@ def in_kernel(course: Path, folder: str, **env: str) -> str:
     code = (
         "import nbformat, nbclient\n"
         "book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('import utils.workbook; utils.__file__')])\n"
-        "nbclient.NotebookClient(book, kernel_name='python3').execute()\n"
+        "nbclient.NotebookClient(book, kernel_name='python3', startup_timeout=3600).execute()\n"
         "print(eval(book.cells[0].outputs[0]['data']['text/plain']))"
     )
     # The packages of the Python that runs this test, behind those of the course's own.

@@ -21,6 +21,7 @@ from utils.workbook.files import write_whole
 from utils.workbook.lab import settle
 
 CELL_SECONDS = 600  # of the kernel's processor time: a busy machine ends no cell
+START_SECONDS = 3600  # by the clock, for a kernel to start: ends what hangs, not what a busy machine delays
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 # The allocator keeps large blocks: to get them from the system anew at each step costs as much as the arithmetic.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
@@ -58,7 +59,7 @@ def _run(notebook, path: Path) -> None:
     client = NotebookClient(
         notebook,
         timeout=None,
-        startup_timeout=600,
+        startup_timeout=START_SECONDS,
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
     )
@@ -125,7 +126,7 @@ def run_pytest(files: list[str], extra: list[str] = ()) -> int:
     processes = "0" if len(files) == 1 and files[0].endswith(".ipynb") else "auto"
     command = [sys.executable, "-m", "pytest", "-p", "utils.workbook.nbval_plugin", "-p", "utils.workbook.testing"]
     command += ["--nbval", "--nbval-current-env", f"--nbval-cell-timeout={CELL_SECONDS}"]
-    command += ["--nbval-kernel-startup-timeout=600", "-n", processes, "--no-loadscope-reorder", *extra, *files]
+    command += ["-n", processes, "--no-loadscope-reorder", *extra, *files]
     settle()
     environment = {**ONE_THREAD, **KEEP_MEMORY, **os.environ}
     if environment.get("WORKBOOK_MODELS", "embedded") == "embedded":

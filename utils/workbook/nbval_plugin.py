@@ -1,7 +1,8 @@
 """nbval with our comparison of outputs: `pytest -p utils.workbook.nbval_plugin --nbval solutions/`.
 
-nbval 0.11 is pinned: its comparison is replaced and two faults are worked round (`x;` prints nothing under
-store_history=False; a dead kernel waits out the cell's whole time limit).
+nbval 0.11 is pinned: its comparison is replaced and three faults are worked round (`x;` prints nothing under
+store_history=False; a dead kernel waits out the cell's whole time limit; a minute to start one is short where all
+processors are busy).
 """
 
 import time
@@ -11,9 +12,13 @@ import nbval.kernel
 import nbval.plugin as nbv
 
 from utils.workbook.compare import differences
-from utils.workbook.execute import kernel_seconds
+from utils.workbook.execute import START_SECONDS, kernel_seconds
 
 SHOWN = 5
+
+
+def pytest_configure(config):
+    config.option.nbval_kernel_startup_timeout = START_SECONDS
 
 
 def compare_outputs(self, test, ref, skip_compare=None) -> bool:

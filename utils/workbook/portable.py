@@ -118,7 +118,7 @@ def run(setting: str, chapter: str, environment: dict[str, str]) -> dict:
             command += ["--noise", setting.split("-")[1]] if noisy else []
         else:
             command += ["-p", "utils.workbook.nbval_plugin", "--nbval", "--nbval-current-env"]
-            command += [f"--nbval-cell-timeout={CELL_SECONDS}", "--nbval-kernel-startup-timeout=600"]
+            command += [f"--nbval-cell-timeout={CELL_SECONDS}"]
             command.append(str(SOLUTIONS / f"{chapter}.ipynb"))
             if noisy:
                 from utils.workbook.noise import kernel_profile
