@@ -54,7 +54,7 @@ def test_one_run_of_tests_and_notebooks(tmp_path):
     (tmp_path / "test_unit.py").write_text("def test_one(): pass\n\ndef test_two(): assert 1 == 2\n")
     command = [sys.executable, "-m", "pytest", "-p", "utils.workbook.nbval_plugin", "-p", "utils.workbook.testing"]
     command += ["--nbval", "--nbval-current-env", "-n", "2", "--no-loadscope-reorder", "-c", "/dev/null"]
-    # No time at all for a kernel to start: the plugin's own limit, which a busy machine does not reach, stands above it.
+    # No time at all for a kernel to start: the plugin's own limit stands above it.
     command += ["--nbval-kernel-startup-timeout=0", f"--rootdir={tmp_path}", str(tmp_path)]
     environment = {**os.environ, "WORKBOOK_TEST_SECONDS": str(tmp_path / "seconds.json")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
