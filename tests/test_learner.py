@@ -18,7 +18,7 @@ from small_course import SOURCE, cell
 
 from utils.checks import progress
 from utils.moved import Moved
-from utils.workbook import CHAPTERS, ROOT, WorkbookError, learner
+from utils.workbook import CHAPTERS, ROOT, WorkbookError, execute, learner
 from utils.workbook.build import build, read_notebook
 from utils.workbook.files import HALF, write_whole
 from utils.workbook.merge import digest
@@ -303,6 +303,50 @@ def test_outputs_of_every_kind_pass_as_they_are(course, work):
     assert now["x = 1"] == []
 
 
+@pytest.mark.parametrize("key", ["id", "source", "metadata", "outputs", "execution_count"])
+@pytest.mark.parametrize("value", ["missing", None, 5])
+def test_cells_that_lack_something(course, work, key, value):
+    """As scripts and exporters write them; a number is taken where it can only be an id."""
+    copy = work / "01_sample.ipynb"
+    raw = json.loads(copy.read_text())
+    raw["cells"].append({"cell_type": "code", "source": "mine = 1", "metadata": {}, "outputs": [], "id": "mine"})
+    for c in (c for c in raw["cells"] if c["source"] != "mine = 1" and (key in c or value != "missing")):
+        if c["cell_type"] == "code" or key not in ("outputs", "execution_count"):
+            c.pop(key, None) if value == "missing" else c.update({key: value})
+    copy.write_text(json.dumps(raw))
+    before = copy.read_bytes()
+    deliver(course)
+    try:
+        said = update(course)
+    except WorkbookError as error:
+        assert value == 5 and "Nothing was changed" in str(error) and copy.read_bytes() == before
+    else:
+        assert "updated" in said[0] and "up to date" in update(course)[0]
+        assert "mine = 1" in sources(copy) and "Better text." in sources(copy)
+
+
+def test_half_a_character_stands_as_it_was(course, work):
+    """JavaScript cuts emojis in two; such a half has no UTF-8, but an escape in a notebook."""
+    copy = work / "01_sample.ipynb"
+    raw = json.loads(copy.read_text())
+    halves = {"cell_type": "code", "source": "x = '\ud83d'", "metadata": {}, "execution_count": 1, "id": "mine"}
+    raw["cells"].append({**halves, "outputs": [{"output_type": "stream", "name": "stdout", "text": "\udfff"}]})
+    copy.write_text(json.dumps(raw))
+    deliver(course)
+    assert "updated" in update(course)[0]
+    cell = json.loads(copy.read_text())["cells"][-1]
+    assert "".join(cell["source"]) == "x = '\ud83d'" and cell["outputs"][0]["text"] == "\udfff"
+
+
+def test_a_copy_like_none_that_we_know_stops_no_other(course, work, monkeypatch):
+    def fail(*args):
+        raise KeyError("odd")
+
+    monkeypatch.setattr(learner, "merge", fail)
+    with pytest.raises(WorkbookError, match="01_sample: nothing was changed, .*KeyError.*make start"):
+        update(course)
+
+
 # ---------------------------------------------------------------- what moved
 
 
@@ -513,6 +557,32 @@ def test_kills_of_build(course):
 
         in_a_child(job, delay(seed))
         assert {p.read_bytes() for d in (chapters, solutions) for p in d.glob("*.ipynb")} <= whole
+
+
+@needs_fork
+def test_kills_of_execute(course, monkeypatch):
+    """The run of the cells writes nothing; it is left out, so that the kills meet the writing."""
+    path = course[2] / "01_sample.ipynb"
+    before = path.read_bytes()
+
+    def run(notebook, path):
+        for c in notebook.cells:
+            if c.cell_type == "code":
+                c.outputs = [nbformat.v4.new_output("stream", text="out\n" * 10_000)]
+
+    monkeypatch.setattr(execute, "_run", run)
+    monkeypatch.setattr(execute, "chapter_names", lambda wanted: ["01_sample"])
+    execute.execute(None, course[2])
+    after = path.read_bytes()
+    assert after != before
+    for seed in range(30):
+
+        def job():
+            write_whole(path, before)
+            execute.execute(None, course[2])
+
+        in_a_child(job, delay(seed))
+        assert path.read_bytes() in (before, after)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

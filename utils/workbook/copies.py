@@ -20,12 +20,14 @@ from utils.workbook import WorkbookError
 def parse(path: Path, data: bytes) -> nbformat.NotebookNode:
     """The notebook of a file's bytes, of nbformat 3 or 4; outputs are plain lists, as they stand in the file.
 
+    What other programs leave out of a cell, or null, is put back: its id, source, metadata, outputs.
+
     Raises:
         WorkbookError: it is no notebook.
     """
     try:
         raw = json.loads(data.decode("utf-8-sig"))
-        outputs = _taken_out(raw["cells"]) if raw["nbformat"] == 4 else []
+        outputs = _taken_out(_completed(raw["cells"])) if raw["nbformat"] == 4 else []
         notebook = nbformat.reads(json.dumps(raw), 4)
         for cell, found in zip(notebook.cells, outputs, strict=raw["nbformat"] == 4):
             if found:
@@ -34,6 +36,18 @@ def parse(path: Path, data: bytes) -> nbformat.NotebookNode:
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise WorkbookError(f"{path} is not a readable notebook ({reason}). Nothing was changed.") from None
+
+
+def _completed(cells: list) -> list:
+    for cell in cells:
+        if not isinstance(cell.get("id"), str):
+            cell.pop("id", None)  # nbformat gives it one
+        cell["source"] = cell.get("source") or ""
+        cell["metadata"] = cell.get("metadata") or {}
+        if cell["cell_type"] == "code":
+            cell["outputs"] = cell.get("outputs") or []
+            cell.setdefault("execution_count", None)
+    return cells
 
 
 def _taken_out(cells: list) -> list[list]:
@@ -61,7 +75,9 @@ def text_of(notebook: nbformat.NotebookNode) -> str:
         return f'   "outputs": {dumped}'
 
     text = json.dumps(raw, indent=1, sort_keys=True, ensure_ascii=False)
-    return re.sub(r'^   "outputs": (\d+)', put_back, text, flags=re.M) + "\n"
+    text = re.sub(r'^   "outputs": (\d+)', put_back, text, flags=re.M) + "\n"
+    # Halves of characters, as JavaScript cuts them, can stand in a file of UTF-8 as escapes only.
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 # What a learner ran may show scripts (interactive views); Jupyter knows such notebooks by a signature of all they hold.

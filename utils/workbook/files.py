@@ -48,7 +48,9 @@ def cannot_write(path: Path, error: OSError) -> WorkbookError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return WorkbookError(f"{path.name} was not written: the disk is full. Make room, then run this again.")
     reason = error.strerror or str(error)
-    return WorkbookError(f"{path.parent}/{path.name} can't be written ({reason}): check the folder's permissions.")
+    taken = error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
+    advice = "move what has that name elsewhere" if taken else "check the folder's permissions"
+    return WorkbookError(f"{path.parent}/{path.name} can't be written ({reason}): {advice}.")
 
 
 def clean_up(folder: Path) -> None:

@@ -169,7 +169,13 @@ def _update_family(names: list[str], family: list[str], chapters: Path, work: Pa
             with contextlib.suppress(WorkbookError):  # without it an update knows less, and still loses nothing
                 before[n] = read_notebook(work / DELIVERED / f"{n}.ipynb")
         new = {n: read_notebook(chapters / f"{n}.ipynb") for n in names}
-        merged, notes = merge(new, mine, before, moved)
+        try:
+            merged, notes = merge(new, mine, before, moved)
+        except Exception as error:  # what no program that we know writes; the other chapters go on
+            raise WorkbookError(
+                f"{_listed(have)}: nothing was changed, because this copy is like none that we know ({error!r}). Save "
+                "it in JupyterLab and run this again; or move it elsewhere, and `make start` gives you a fresh one."
+            ) from None
         changed = [n for n in names if n not in mine or not _same(merged[n], mine[n])]
         gone = [n for n in have if n not in names]
         signed = all(trusted(mine[n]) for n in have) if changed else False

@@ -32,7 +32,7 @@ EDITED = 0.7  # the same for a text that a learner edited, where nothing else te
 
 
 def digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:10]
 
 
 def canonical(text: str) -> str:
