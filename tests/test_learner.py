@@ -319,10 +319,10 @@ def test_cells_that_lack_something(course, work, key, value):
     try:
         said = update(course)
     except WorkbookError as error:
-        assert value == 5 and "Nothing was changed" in str(error) and copy.read_bytes() == before
+        assert value == 5 and "othing was changed" in str(error) and copy.read_bytes() == before
     else:
         assert "updated" in said[0] and "up to date" in update(course)[0]
-        assert "mine = 1" in sources(copy) and "Better text." in sources(copy)
+        assert "mine = 1" in sources(copy) and sum("Better text" in text for text in sources(copy)) == 1
 
 
 def test_half_a_character_stands_as_it_was(course, work):
