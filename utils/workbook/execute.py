@@ -23,8 +23,8 @@ from utils.workbook.lab import settle
 CELL_SECONDS = 600  # of the kernel's processor time: a busy machine ends no cell
 START_SECONDS = 3600  # by the clock, for a kernel to start: ends what hangs, not what a busy machine delays
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-# The allocator keeps large blocks: to get them from the system anew at each step costs as much as the arithmetic.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+# The allocator keeps blocks of up to 256 MB: to get them from the system at each step costs as much as the arithmetic.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
