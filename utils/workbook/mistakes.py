@@ -86,7 +86,10 @@ def named_mistakes(wanted: str | None = None, sample: bool = False) -> int:
     """
     hidden = 0
     for name in chapter_names(wanted):
-        for mistake, shown in in_a_child(partial(run_chapter, name, list(listed(name, sample)))).items():
+        rows = list(listed(name, sample))
+        for mistake in rows:
+            mistakes_of(mistake.exercise)  # imported here, once for all children
+        for mistake, shown in in_a_child(partial(run_chapter, name, rows)).items() if rows else ():
             hidden += shown.cell is None
             where = f"{shown.cell}: {shown.says}" if shown.cell else "NO OUTPUT DIFFERS"
             print(f"{name}, {mistake.exercise}, {mistake.says!r}: {where} [{shown.seconds:.0f} s]", flush=True)
@@ -101,7 +104,7 @@ def search(wanted: str | None = None, every: bool = False) -> list[str]:
     """
     said, kept = [], listed() if LIST.exists() else {}
     for name in chapter_names(wanted):
-        exercises = exercises_of(name)
+        exercises = exercises_of(name)  # imports what the children need
         cuts = [len(exercises) * i // AT_LEAST for i in range(AT_LEAST + 1)]
         thirds = [exercises[start:end] for start, end in pairwise(cuts)]
         seen = in_a_child(partial(search_chapter, name, thirds, every))
