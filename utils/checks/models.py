@@ -75,7 +75,8 @@ random_tokens = partial(tokens, below=D_VOCAB)
 
 def new_model(cfg: HookedTransformerConfig) -> HookedTransformer:
     """A model without trained weights, and as much of a tokenizer as TransformerLens asks for."""
-    with warnings.catch_warnings():
+    # Building draws weights: a model that is built once and kept must not move the caller's random state.
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="HookedTransformer is deprecated")
         model = HookedTransformer(cfg).requires_grad_(False)
     model.tokenizer = SimpleNamespace(bos_token_id=BOS, padding_side="right", pad_token_id=None)
