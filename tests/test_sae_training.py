@@ -1,8 +1,8 @@
 """Training, loading and measuring the shipped sparse autoencoders."""
 
-import dataclasses
 import json
 import shutil
+from functools import partial
 
 import pytest
 from sae_lens import SAE, HookedSAETransformer
@@ -16,7 +16,8 @@ from utils.training.saes import train
 from utils.world import rows, sample
 
 # The threshold that takes the place of the k largest is a running mean: it needs some hundred steps.
-TINY = dict(d_sae=256, k=8.0, n_tokens=200_000, batch_tokens=256)
+TINY = partial(SAERun, d_sae=256, k=8.0, n_tokens=60_000, batch_tokens=256)
+BARELY = partial(TINY, n_tokens=10 * 256)
 
 
 @pytest.fixture(scope="module")
@@ -26,22 +27,29 @@ def model():
 
 @pytest.fixture(scope="module")
 def tokens():
-    return rows(sample(2000, 5), load_tokenizer().backend_tokenizer, 128).long()[:128]
+    return rows(sample(500, 5), load_tokenizer().backend_tokenizer, 128).long()[:64]
+
+
+def trained(settings, folder, model):
+    made = train(settings, folder, model)
+    assert made == folder / settings.name and not (folder / f"{settings.name}.part").exists()
+    sae = SAE.load_from_disk(made)
+    assert sae.cfg.metadata.hook_name == settings.hook_name and sae.W_dec.shape == (256, 192)
+    assert sae.cfg.metadata.training["settings"]["n_tokens"] == settings.n_tokens
+    return sae
 
 
 @pytest.mark.parametrize("hook_name", ["blocks.2.hook_resid_pre", "blocks.1.attn.hook_z"])
-def test_training_saves_what_sae_lens_loads_and_beats_an_untrained_one(model, tokens, tmp_path, hook_name):
-    settings = SAERun(hook_name, **TINY)
-    folder = train(settings, tmp_path, model)
-    assert folder == tmp_path / settings.name and not (tmp_path / f"{settings.name}.part").exists()
-    sae = SAE.load_from_disk(folder)
-    assert sae.cfg.metadata.hook_name == hook_name and sae.W_dec.shape == (256, 192)
-    assert sae.cfg.metadata.training["settings"]["n_tokens"] == 200_000
-    trained = sae_metrics(model, sae, tokens)
-    less = train(dataclasses.replace(settings, n_tokens=10 * 256), tmp_path / "less", model)
-    barely = sae_metrics(model, SAE.load_from_disk(less), tokens)
-    assert trained["explained_variance"] > barely["explained_variance"] + 0.1
-    assert 4 < trained["L0"] < 16
+def test_training_saves_what_sae_lens_loads(model, tmp_path, hook_name):
+    trained(BARELY(hook_name), tmp_path, model)
+
+
+def test_a_trained_one_beats_one_that_was_barely_trained(model, tokens, tmp_path):
+    place = "blocks.1.attn.hook_z"
+    well = sae_metrics(model, trained(TINY(place), tmp_path / "well", model), tokens)
+    barely = sae_metrics(model, trained(BARELY(place), tmp_path / "barely", model), tokens)
+    assert well["explained_variance"] > barely["explained_variance"] + 0.3
+    assert 4 < well["L0"] < 16 and barely["L0"] > 50
 
 
 def test_every_shipped_autoencoder_fits_the_model_and_reconstructs(model, tokens):

@@ -1,6 +1,7 @@
 """Sparse autoencoders of pico-gpt, trained with sae_lens's own trainers on world text."""
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -26,19 +27,18 @@ from utils.world import rows, sample
 # World text that neither the language model nor any measurement has seen.
 FIRST_SAE_SEED = 2_000_000
 DOCUMENTS_PER_SHARD = 2_000
+ROWS = 64  # of text, through the model at once
 
 
 @torch.no_grad()
-def activations(
-    model: HookedTransformer, settings: SAERun, batch_rows: int = 64
-) -> Iterator[Float[Tensor, "token d_in"]]:
+def activations(model: HookedTransformer, settings: SAERun) -> Iterator[Float[Tensor, "token d_in"]]:
     """The activations at the hook on fresh world text, without end, a few thousand tokens at a time."""
     tokenizer = load_tokenizer()
     layer = int(settings.hook_name.split(".")[1])
     shard = 0
     while True:
         tokens = rows(sample(DOCUMENTS_PER_SHARD, FIRST_SAE_SEED + shard), tokenizer, settings.context).long()
-        for some in tokens.split(batch_rows):
+        for some in tokens.split(ROWS):
             _, cache = model.run_with_cache(some, names_filter=settings.hook_name, stop_at_layer=layer + 1)
             found = cache[settings.hook_name]
             # hook_z is [batch seq head d_head]: the heads side by side are one vector.
@@ -55,7 +55,8 @@ def train(settings: SAERun, folder: Path, model: HookedTransformer | None = None
     torch.manual_seed(0)
     begun = time.monotonic()
     model = load("lm") if model is None else model
-    mean = torch.cat(list(islice(activations(model, settings), 16))).mean(dim=0)
+    enough = min(16, math.ceil(settings.n_tokens / (ROWS * settings.context)))
+    mean = torch.cat(list(islice(activations(model, settings), enough))).mean(dim=0)
     centred = (found - mean for found in activations(model, settings))
     stream = mixing_buffer(64 * settings.batch_tokens, settings.batch_tokens, centred)
     kind = {"reshape_activations": "hook_z"} if settings.hook_name.endswith("hook_z") else {}
