@@ -154,7 +154,9 @@ class WorldExplainer:
             scores = correlations(trials, acts.flatten())
             if scores.max() < best + self.gain:
                 break
-            best, winner = scores.max().item(), scores.argmax().item()
+            best = scores.max().item()
+            # Labels that hold on the same tokens score alike: the first of them.
+            winner = (scores > best - 1e-5).nonzero()[0].item()
             chosen.append(winner)
             guess = trials[winner]
         return ", ".join(f"{candidates[i]} ({mean[i]:#.3g})" for i in chosen)
