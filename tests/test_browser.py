@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
+from servers import PATIENCE, wait_until_it_listens
 
 from utils.checks import progress
 from utils.workbook import ROOT, WorkbookError
@@ -23,7 +24,6 @@ from utils.workbook.build import read_notebook, solution_code
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 CHAPTER = "01_tokenization"
-PATIENCE = 3600  # seconds by the clock: ends what hangs, not what a busy machine delays
 WRONG = '''def merge_pair(word, pair):
     """Only the first place."""
     for i in range(len(word) - 1):
@@ -57,6 +57,7 @@ def lab(tmp_path_factory):
                 break
             time.sleep(0.5)
         assert found, (work / "lab.log").read_text()
+        wait_until_it_listens(port, server)
         yield re.sub(r"//[^:/]*:", "//127.0.0.1:", found[0]), work
     finally:
         os.killpg(server.pid, signal.SIGTERM)

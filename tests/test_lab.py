@@ -14,11 +14,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from servers import PATIENCE, wait_until_it_listens
 
 from utils.workbook import ROOT, WorkbookError, lab
 
 URL = re.compile(r"http://localhost:(\d+)/lab\?token=\w+")
-SECONDS = 3600  # by the clock: ends what hangs, not what a busy machine delays; idle, it is ready after three
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ class Lab:
         command = ["make", "--no-print-directory", "lab", "BROWSER=no", "STAMP=", f"PY={sys.executable}", *words]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         self.process = subprocess.Popen(command, cwd=ROOT, env={**clean, **env}, start_new_session=True, **pipes)
-        self.said, end = "", time.monotonic() + SECONDS
+        self.said, end = "", time.monotonic() + PATIENCE
         while not URL.search(self.said) and time.monotonic() < end:
             if select.select([self.process.stdout], [], [], 1)[0]:
                 some = os.read(self.process.stdout.fileno(), 65536).decode()
@@ -57,12 +57,13 @@ class Lab:
             self.__exit__()
             raise AssertionError(f"no URL in what make lab printed: {self.said}")
         self.url, self.port = URL.search(self.said)[0], int(URL.search(self.said)[1])
+        wait_until_it_listens(self.port, self.process)
 
     def get(self, path: str):
         token = self.url.partition("?")[2]
         address = f"http://127.0.0.1:{self.port}{path}?{token}"
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(address, timeout=SECONDS) as answer:
+        with opener.open(address, timeout=PATIENCE) as answer:
             return answer.read().decode()
 
     def __enter__(self):
@@ -70,7 +71,7 @@ class Lab:
 
     def __exit__(self, *problem):
         os.killpg(self.process.pid, signal.SIGTERM)
-        self.process.communicate(timeout=SECONDS)
+        self.process.communicate(timeout=PATIENCE)
 
 
 def unused_port() -> int:
@@ -164,6 +165,14 @@ def test_a_home_that_cannot_be_written(started, monkeypatch, capsys, tmp_path):
         lab.settle()
 
 
+def test_folders_of_jupyter_that_cannot_be_written(started, monkeypatch, tmp_path):
+    for name in lab.JUPYTERS_FOLDERS:
+        monkeypatch.setenv(name, "/dev/null/folder")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "made" / "later"))
+    lab.settle()
+    assert [name for name in lab.JUPYTERS_FOLDERS if name in os.environ] == ["IPYTHONDIR"]
+
+
 def test_a_kernel_runs_where_the_home_cannot_be_written(tmp_path):
     code = (
         "import nbformat, nbclient; from utils.workbook.lab import settle; settle()\n"
@@ -187,7 +196,9 @@ def test_a_terminal_that_is_not_utf_8(tmp_path):
     assert b"?" * 10 in done.stdout
 
 
-@pytest.mark.parametrize("value, folder", [("mine", ROOT / "mine"), ("/tmp/mine", Path("/tmp/mine"))])
+@pytest.mark.parametrize(
+    "value, folder", [("mine", ROOT / "mine"), ("/tmp/mine", Path("/tmp/mine")), ("~no.one/a", ROOT / "~no.one/a")]
+)
 def test_another_folder_for_the_copies(value, folder, tmp_path):
     code = "from utils.checks.progress import WORK; print(WORK)"
     env = {**os.environ, "WORKBOOK_WORK": value, "PYTHONPATH": str(ROOT)}

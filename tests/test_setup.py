@@ -106,6 +106,13 @@ def test_another_package_of_that_name_hides_nothing(course, tmp_path):
     assert python(course, "import utils; print(utils.__file__)", "work", PYTHONPATH=str(other)) == here(course)
 
 
+def test_settings_of_other_pythons_stay_outside(course):
+    (course / "more.mk").write_text("shown:\n\t@env\n")
+    names = ["PYTHONPATH", "PYTHONHOME", "PYTHONOPTIMIZE", "PYTHONWARNINGS"]
+    said = make(course, "-f", "Makefile", "-f", "more.mk", "shown", **dict.fromkeys(names, "error"))
+    assert said.returncode == 0 and not {line.partition("=")[0] for line in said.stdout.splitlines()} & set(names)
+
+
 def broken_off(venv: Path) -> None:
     """As when `python -m venv` is interrupted, or as made by `uv venv`: no pip."""
     for found in venv.glob("lib/*/site-packages/pip*"):

@@ -16,7 +16,7 @@ from utils.moved import Moved
 ROOT = Path(__file__).parents[2]
 # Another folder for the learner's copies, for example on a larger disk, is named by WORKBOOK_WORK; a relative one is
 # meant from the workbook's folder, wherever a kernel runs.
-WORK = ROOT / Path(os.environ.get("WORKBOOK_WORK") or "work").expanduser()
+WORK = ROOT / os.path.expanduser(os.environ.get("WORKBOOK_WORK") or "work")
 STATES = ["tried", "taken", "solved"]  # from worst to best: the best that was reached counts
 
 

@@ -13,6 +13,8 @@ from utils.workbook.learner import start
 
 SETTINGS = Path(__file__).parent / "jupyter"  # switches off JupyterLab's question about news from the network
 FIRST_PORT = 8888
+# Where a shell says that Jupyter and IPython keep their files; left out where nothing can be written there.
+JUPYTERS_FOLDERS = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "XDG_DATA_HOME")
 
 
 def settle() -> list[str]:
@@ -27,11 +29,15 @@ def settle() -> list[str]:
     os.environ.pop("JUPYTER_PATH", None)
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     os.environ["WORKBOOK_WORK"] = str(WORK)  # kernels start in other folders
+    for name in JUPYTERS_FOLDERS:
+        if os.environ.get(name) and not _writable(Path(os.environ[name])):
+            del os.environ[name]
     try:
-        with tempfile.TemporaryFile(dir=Path.home()):
+        if _writable(Path.home()):
             return []
-    except (OSError, RuntimeError):
-        home = WORK / ".home"
+    except RuntimeError:  # there is none
+        pass
+    home = WORK / ".home"
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -40,6 +46,16 @@ def settle() -> list[str]:
         ) from None
     os.environ["HOME"] = str(home)
     return [f"Your home folder can't be written: Jupyter's settings are kept in {home}."]
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made there, or in the first folder above it that there is."""
+    try:
+        there = next(f for f in (folder, *folder.parents) if f.exists())
+        with tempfile.TemporaryFile(dir=there):
+            return True
+    except OSError:
+        return False
 
 
 def lab(port: str | None = None, browser: bool = True) -> None:
