@@ -17,6 +17,7 @@ from utils import explainers, saes
 from utils.checks.sae_models import lm_model, lm_sae, lm_store, lm_tokens
 from utils.models import load, load_sae, load_tokenizer, sae_layers
 from utils.show import saes as pages
+from utils.workbook.noise import noise
 from utils.world import LABELS, rows, sample, token_labels
 
 PLACES = [("hook_resid_pre", 1), ("attn.hook_z", 0), ("attn.hook_z", 1)]
@@ -376,6 +377,20 @@ def test_world_explainer_finds_a_label_a_token_and_both(tokenizer, world):
     assert explainers.score(explainer, text, tokens, both, truth) == pytest.approx((1, 1), abs=1e-4)
     other = explainers.score(explainer, "country (3.00)", tokens, (tokens == quote).float(), truth)
     assert other[0] < 0.65 and other[1] < 0.1
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_equal_labels_and_equal_scores_are_told_alike_on_every_machine(tokenizer, world, seed):
+    tokens, truth = world
+    twice = torch.cat([truth[..., :3], truth[..., :3]], dim=-1)
+    explainer = explainers.WorldExplainer(tokenizer, labels=[*"abcdef"])
+    acts = truth[..., int(truth[..., :3].flatten(0, 1).sum(0).argmax())].float()
+    values, labels = torch.rand(400, 6), torch.rand(400, 3) < 0.3
+    thresholds = saes.unit_thresholds(values)
+    said, scores = explainer.explain(tokens, acts, twice), saes.f1_scores(values, labels, thresholds)
+    with noise(seed):
+        assert explainer.explain(tokens, acts, twice).split(" (")[0] == said.split(" (")[0]
+        assert torch.equal(saes.f1_scores(values, labels, thresholds), scores)
 
 
 def test_world_explainer_says_what_it_needs(tokenizer, world):
