@@ -146,7 +146,8 @@ def test_fast_sweep_over_positions_equals_the_librarys(model, corrupt_at):
 def test_prompts_of_unequal_length_are_refused_with_both_lengths():
     _, corrupted, _, clean_cache, _ = small_runs()
     other = corrupted[:, :-2]
-    sweeps = [partial(ioi.get_act_patch_heads, activation=name) for name in ("z", "q", "pattern")]
+    sweeps = [ioi.get_act_patch_resid_pre, ioi.get_act_patch_heads, ioi.get_act_patch_heads_by_pos]
+    sweeps += [partial(ioi.get_act_patch_heads, activation=name) for name in ("q", "pattern")]
     for sweep in sweeps:
         for tokens in (other, torch.cat([corrupted, corrupted], dim=1)):
             said = f"prompts of {tokens.shape[1]} tokens, but the cached run had {corrupted.shape[1]}"

@@ -62,8 +62,9 @@ def test_paths_refuse_prompts_of_another_length():
     clean, _, _, orig_cache, new_cache = small_runs()
     _, short = small_gpt().run_with_cache(clean[:, :-1])
     for first, second in ((short, new_cache), (orig_cache, short)):
-        with pytest.raises(ValueError, match="9 tokens, but the cached run had 8"):
-            circuit.path_patch_to_logits(small_gpt(), clean, first, second, (0, 1))
+        for call in (circuit.path_patch_to_logits, partial(circuit.path_patch_to_heads, receivers=[(2, 1)])):
+            with pytest.raises(ValueError, match="9 tokens, but the cached run had 8"):
+                call(small_gpt(), clean, first, second, sender=(0, 1))
 
 
 def test_a_circuit_of_all_heads_is_the_model_and_wrong_means_are_refused():

@@ -373,7 +373,11 @@ def get_act_patch_resid_pre(
 ) -> Float[Tensor, "layer seq"]:
     """The metric of the corrupted run with the clean residual stream put in before each
     layer, at each position.
+
+    Raises:
+        ValueError: the two runs' prompts differ in length (`require_same_length`).
     """
+    require_same_length(corrupted_tokens, clean_cache)
     n_layers, seq = model.cfg.n_layers, corrupted_tokens.shape[1]
     results = torch.zeros(n_layers, seq, device=corrupted_tokens.device)
     for layer in range(n_layers):
@@ -497,7 +501,11 @@ def get_act_patch_heads_by_pos(
     (`transformer_lens.patching.get_act_patch_attn_head_out_by_pos`), several times
     faster: a pass starts where the patch is, with all heads of the layer side by side
     in the batch. The metric must look at the last position only.
+
+    Raises:
+        ValueError: the two runs' prompts differ in length (`require_same_length`).
     """
+    require_same_length(corrupted_tokens, clean_cache)
     after_attn = "resid_post" if model.cfg.attn_only else "resid_mid"
     kept = ("hook_z", "hook_k", "hook_v", "hook_resid_mid", "hook_resid_post")
     corrupted_logits, cache = model.run_with_cache(

@@ -87,9 +87,12 @@ def path_patch_to_heads(
         receiver_input: "q", "k" or "v".
 
     Raises:
-        ValueError: a receiver does not come after the sender, or `receiver_input` is
-            none of the three.
+        ValueError: a receiver does not come after the sender, `receiver_input` is none
+            of the three, or a cached run's prompts are of another length
+            (`require_same_length`).
     """
+    for cache in (orig_cache, new_cache):
+        require_same_length(orig_tokens, cache)
     if receiver_input not in ("q", "k", "v"):
         raise ValueError(f"receiver_input is {receiver_input!r}: choose q, k or v")
     if any(layer <= sender[0] for layer, _ in receivers):

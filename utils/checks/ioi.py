@@ -436,6 +436,7 @@ get_act_patch_resid_pre = exercise(ioi.get_act_patch_resid_pre)
 def _():
     _, corrupted, _, clean_cache, _ = small_runs()
     yield small_gpt(), corrupted, clean_cache, metric
+    yield small_gpt(), corrupted[:, :-1], clean_cache, metric  # nothing lines up: ValueError
 
 
 def _sweep(model, tokens, clean_cache, patching_metric, name="resid_pre", at=None):
@@ -482,6 +483,8 @@ def _(get_act_patch_resid_pre):
 
 @get_act_patch_resid_pre.right
 def _(model, corrupted_tokens, clean_cache, patching_metric):
+    if corrupted_tokens.shape[1] != clean_cache["resid_pre", 0].shape[1]:
+        raise ValueError("prompts of unequal length")
     rows = []
     for layer in range(model.cfg.n_layers):
         row = []
@@ -612,6 +615,7 @@ get_act_patch_heads_by_pos = exercise(ioi.get_act_patch_heads_by_pos)
 def _():
     _, corrupted, _, clean_cache, _ = small_runs()
     yield small_gpt(), corrupted, clean_cache, metric
+    yield small_gpt(), corrupted[:, 1:], clean_cache, metric  # nothing lines up: ValueError
 
 
 def _by_pos(model, tokens, clean_cache, patching_metric, W_O=None, difference=None, at=None, base=None):
@@ -666,6 +670,7 @@ def _(model, corrupted_tokens, clean_cache, patching_metric):
 
 @get_act_patch_heads_by_pos.right
 def _(model, corrupted_tokens, clean_cache, patching_metric):
+    ioi.require_same_length(corrupted_tokens, clean_cache)
     n_layers, seq, n_heads = model.cfg.n_layers, corrupted_tokens.shape[1], model.cfg.n_heads
     results = torch.zeros(n_layers, seq, n_heads)
     for layer in range(n_layers):

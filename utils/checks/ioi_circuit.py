@@ -89,6 +89,7 @@ def _():
     yield small_gpt(), clean, orig_cache, new_cache, (0, 2), [(2, 1), (2, 4)], "q"
     yield small_gpt(), clean, orig_cache, new_cache, (0, 1), [(1, 3), (2, 0)], "k"
     yield small_gpt(), clean, orig_cache, new_cache, (1, 4), [(2, 2)], "v"
+    yield small_gpt(), clean[:, :-1], orig_cache, new_cache, (1, 4), [(2, 2)], "v"  # nothing lines up: ValueError
 
 
 @path_patch_to_heads.mistake(
@@ -151,6 +152,7 @@ def _(path_patch_to_heads):
 
 @path_patch_to_heads.right
 def _(model, orig_tokens, orig_cache, new_cache, sender, receivers, receiver_input="q"):
+    ioi.require_same_length(orig_tokens, orig_cache)
     kept = {}
 
     def keep(x, hook):
