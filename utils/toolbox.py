@@ -333,19 +333,18 @@ def outline(thing: object, *names: str) -> Table:
     first line of its docstring.
 
     Args:
-        names: which; by default all public functions, methods and properties that it
-            defines itself.
+        names: which of its functions, methods and properties.
     """
-    own = [n for n, v in vars(thing).items() if not n.startswith("_") and callable(v)]
     table = Table("name", "takes", "what it is", title=thing.__name__)
-    for name in names or own:
+    for name in names:
         found = inspect.getattr_static(thing, name)
         found = getattr(found, "__func__", found)  # of a class method
-        takes = "(attribute)" if not callable(found) else ""
+        takes = ["(attribute)"]
         if callable(found):
-            takes = ", ".join(p for p in inspect.signature(found).parameters)
+            parameters = inspect.signature(found).parameters
+            takes = [p for p in parameters if p not in ("self", "cls")]
         first = (inspect.getdoc(found) or "").strip().split("\n")[0]
-        table.add_row(name, escape(takes.removeprefix("self, ")), escape(first))
+        table.add_row(name, ", ".join(takes), escape(first))
     return table
 
 

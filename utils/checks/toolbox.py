@@ -110,7 +110,8 @@ def use_decorator(decorate):
     def pause(seconds):
         """Sleep."""
         calls.append(seconds)
-        time.sleep(seconds)
+        if seconds:
+            time.sleep(seconds)
         return seconds
 
     paused = decorate(pause)
@@ -129,8 +130,9 @@ def use_timed(timed):
     seen, paused, meter = use_decorator(timed)
     seen["number of seconds"] = len(paused.seconds)
     seen["seconds as long as the call"] = [s >= n for s, n in zip(paused.seconds, (0.009, 0.019), strict=False)]
-    paused(0)
-    seen["a short call after longer ones is short"] = paused.seconds[-1] < sum(paused.seconds[:-1])
+    for _ in range(5):
+        paused(0)
+    seen["a short call after longer ones is short"] = min(paused.seconds[2:], default=0) < 0.03
     seen["an error of the function goes on"] = said_of(meter.scaled, 1, 0)
     seen["a call that raises is measured"] = len(type(meter).scaled.seconds)
     return seen
@@ -349,10 +351,11 @@ def caching(folder, key=None, refuse=True, file=True, named=True):
                 plain_or_raise([*args, *kwargs.values()])
             path = Path(folder) / f"{fn.__name__ if named else ''}{key(args, kwargs)}".encode().hex()[-120:]
             if path.exists() if file else path in kept:
-                return torch.load(path)
+                return torch.load(path) if file else kept[path]
             path.parent.mkdir(parents=True, exist_ok=True)
             kept[path] = result = fn(*args, **kwargs)
-            torch.save(result, path)
+            if file:
+                torch.save(result, path)
             return result
 
         return wrapper
