@@ -1014,11 +1014,6 @@ def _(tokenizer):
     return gap_or(tokenizer, sorted(tokenizer.get_vocab()))
 
 
-@vocab_by_id.mistake("this is the dictionary's own order, which is not that of the ids")
-def _(tokenizer):
-    return gap_or(tokenizer, list(tokenizer.get_vocab()))
-
-
 @vocab_by_id.mistake("these are pairs: return the tokens alone, the id is their place")
 def _(tokenizer):
     return gap_or(tokenizer, sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
