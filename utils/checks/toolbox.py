@@ -225,9 +225,9 @@ def _(fn):
 
 
 def use_repeated(repeated, num_times):
-    decorate = said_of(repeated, num_times)
-    if num_times < 1 or isinstance(decorate, str):
-        return {"when it is made": decorate if isinstance(decorate, str) else "nothing raised"}
+    decorate = repeated(num_times)
+    if num_times < 1:
+        return "nothing raised"
     seen, _, _ = use_decorator(decorate)
     numbers = iter(range(100))
     seen["results of calls that differ"] = plain(decorate(lambda: next(numbers))())
@@ -307,7 +307,10 @@ def again(num_times, fn):
 # ---------------------------------------------------------------- cached_on_disk
 
 
-def use_cached(cached_on_disk):
+REFUSED = {"alone": torch.zeros(2000), "in a list": [1, torch.zeros(2)], "in a tuple": ("a", (torch.ones(1),))}
+
+
+def use_cached(cached_on_disk, tensor, keyword):
     """Two sessions over one folder; in the second, `hash` of strings gives other numbers, as in a new process."""
     computed = []
 
@@ -323,6 +326,10 @@ def use_cached(cached_on_disk):
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "made" / "when needed"
         first = cached_on_disk(folder)(column)
+        if tensor:
+            anything = cached_on_disk(folder)(lambda *args, **kwargs: 1.0)
+            anything(1, **{keyword: REFUSED[tensor]}) if keyword else anything(REFUSED[tensor])
+            return "nothing raised"
         seen["computed at the decoration"] = len(computed)
         results = [first(2), first(2), first(2, "W_U"), first(2, scale=3.0), first(2, scale=4.0), first(3)]
         seen["results"] = results
@@ -336,13 +343,16 @@ def use_cached(cached_on_disk):
             seen["results of a later session"] = [later(2), later(2, scale=4.0), later(3)]
         seen["calls computed by then"] = list(computed)
         seen["name and docstring"] = first.__name__, first.__doc__
-        seen["a tensor as an argument"] = raised_by(first, torch.zeros(2000)), raised_by(first, 1, scale=torch.ones(1))
-        seen["a tensor in a list"] = raised_by(first, 1, [torch.zeros(2)])
-        seen["computed for it"] = len(computed)
     return seen
 
 
 cached_on_disk = exercise(toolbox.cached_on_disk, use=use_cached)
+
+
+@cached_on_disk.cases
+def _():
+    yield None, None
+    yield from (("alone", None), ("in a list", None), ("in a tuple", None), ("alone", "scale"))
 
 
 def caching(folder, key=None, refuse=True, file=True, named=True):
