@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial, total_ordering, wraps
+from functools import cache, partial, total_ordering, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -1051,6 +1051,7 @@ def _(tokenizer):
 # ---------------------------------------------------------------- gpt2_places
 
 
+@cache
 def small_gpt2():
     torch.manual_seed(0)
     sizes = dict(n_layer=3, n_head=2, n_embd=10, n_inner=28, n_positions=16, vocab_size=23)
