@@ -15,3 +15,7 @@ def run(*arguments):
 
 def test_a_named_mistake_of_each_chapter_changes_an_output():
     run("mistakes", "--sample")
+
+
+def test_two_short_chapters_give_the_same_on_another_machine():
+    run("portable", "--sample", "--jobs", "1")

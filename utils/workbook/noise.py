@@ -43,9 +43,8 @@ FACTORISATIONS = """_linalg_svd _linalg_eigh linalg_eig _linalg_eigvals linalg_q
 NAMES = f"{PRODUCTS} {SUMS} {FUNCTIONS} {FACTORISATIONS}".split()
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.complex64)
 KEYS = ("CPU", "CUDA") if torch.cuda.is_available() else ("CPU",)
-STRETCH = (
-    1 << 21
-)  # noise is drawn once, for twice as many values; a call takes a stretch that begins at a place drawn anew
+# Noise is drawn once, for twice as many values; a call takes a stretch that begins at a place drawn anew.
+STRETCH = 1 << 21
 
 counts = Counter()  # operator → how many results got noise since the last start
 _library = None
@@ -78,8 +77,13 @@ def start(seed: int, written_to: Path | None = None) -> None:
             return pool.as_strided(out.shape, out.stride(), place)
         return pool[place : place + n].view(out.shape)
 
-    def noisy(name, key, kernel):
+    def noisy(name, overload, key, kernel):
+        tensors = [isinstance(a.type, torch.TensorType) for a in overload._schema.arguments if not a.kwarg_only]
+
         def call(keys, *args, **kwargs):
+            # Torch makes a 0-dimensional tensor of the 2 in `2**x` and hands it over as a number again.
+            pairs = zip(args, tensors, strict=False)
+            args = [torch.tensor(a) if of and isinstance(a, int | float | complex) else a for a, of in pairs]
             result = kernel.call_boxed(keys, *args, **kwargs)
             for out in result if isinstance(result, tuple | list) else (result,):
                 if isinstance(out, torch.Tensor) and out.dtype in FLOATS and out.numel():
@@ -94,8 +98,8 @@ def start(seed: int, written_to: Path | None = None) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*other operators may also be overridden")
         for name, overload, key in _overloads():
-            kernel = torch.library.get_kernel(overload, key)
-            _library.impl(overload.name().removeprefix("aten::"), noisy(name, key, kernel), key, with_keyset=True)
+            call = noisy(name, overload, key, torch.library.get_kernel(overload, key))
+            _library.impl(overload.name().removeprefix("aten::"), call, key, with_keyset=True)
     if written_to:
         from IPython import get_ipython
 

@@ -23,7 +23,7 @@ from utils.workbook.files import write_whole
 
 # Part → (its share in minutes of processor time, for twelve chapters; the files whose names begin so).
 PARTS = {
-    "solved notebooks": (14.0, ("solutions/",)),
+    "solved notebooks": (14.0, ("solutions/", "tests/test_samples")),  # those that run again under noise too
     "proof of the checks": (4.0, ("tests/test_checks", "tests/test_mutants", "tests/test_hints", "tests/test_named")),
     "browser": (1.5, ("tests/test_browser",)),
     "the learner's work": (1.5, ("tests/test_update", "tests/test_learner", "tests/test_histories")),
@@ -80,7 +80,7 @@ class Watch:
         lines += [f"{name:<22}{share:5.1f}  {parts[name] / 60:8.1f}" for name, (share, _) in PARTS.items()]
         whole = sum(share for share, _ in PARTS.values())
         lines.append(f"{'in all':<22}{whole:5.1f}  {parts.total() / 60:8.1f}  in {self.wall / 60:.1f} minutes")
-        if notebooks := {g: s for g, s in seconds.items() if part_of(g) == "solved notebooks"}:
+        if notebooks := {g: s for g, s in seconds.items() if g.endswith(".ipynb")}:
             longest = max(notebooks, key=notebooks.get)
             lines.append(f"longest notebook: {longest}, {notebooks[longest]:.0f} s of at most {LONGEST_NOTEBOOK}")
         return [*lines, f"peak memory: {self.peak / 1e9:.1f} GB of at most {MEMORY:.0f}"]
@@ -118,7 +118,7 @@ def pytest_collection_modifyitems(items):
 
     def place(item):
         group = group_of(item.nodeid)
-        return part_of(group) != "solved notebooks", -took.get(group, 0), "[" in group, first[group]
+        return not group.endswith(".ipynb"), -took.get(group, 0), "[" in group, first[group]
 
     items.sort(key=place)
 
