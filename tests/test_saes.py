@@ -125,6 +125,15 @@ def test_hooks_left_on_an_autoencoder_are_said_and_the_advice_works():
     assert saes.sae_metrics(model, sae, tokens) == before
 
 
+def test_rows_without_endoftext_are_refused():
+    tokens = lm_tokens()
+    some = tokens.clone()
+    some[2, 0] = 1
+    for rows_without in (tokens[:, 1:], some, tokens[:1, 1:]):
+        with pytest.raises(ValueError, match=r"a row does not begin with <\|endoftext\|>"):
+            saes.sae_metrics(lm_model(), lm_sae(), rows_without)
+
+
 @pytest.mark.parametrize("place, layer", PLACES)
 def test_latents_are_the_encoded_activation(place, layer):
     model, sae, tokens = lm_model(), lm_sae(place, layer), lm_tokens()

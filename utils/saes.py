@@ -130,9 +130,9 @@ def sae_metrics(
 ) -> dict[str, float]:
     """How well an autoencoder stands in for the activation that it was trained on.
 
-    Tokens equal to the first one of the first row (`<|endoftext|>`) are left out of
-    `L0` and `explained_variance`: their activation is the longest of all and always
-    nearly the same, so that rebuilding it would flatter.
+    `<|endoftext|>` (`model.tokenizer.bos_token_id`), with which every row begins, is
+    left out of `L0` and `explained_variance`: its activation is the longest of all and
+    always nearly the same, so that rebuilding it would flatter.
 
     Returns:
         `L0`: mean number of active latents a token. `explained_variance`: 1 - (squared
@@ -144,14 +144,17 @@ def sae_metrics(
         share of latents that are active on none of the tokens.
 
     Raises:
-        ValueError: the autoencoder does not fit the model.
+        ValueError: the autoencoder does not fit the model, or a row does not begin with
+            `<|endoftext|>`.
 
     Source: "Scaling and evaluating sparse autoencoders" (arXiv 2406.04093), section 4.
     """
     check_fits(model, sae)
     name = sae.cfg.metadata.hook_name
+    counted = tokens != model.tokenizer.bos_token_id
+    if counted[:, 0].any():
+        raise ValueError("a row does not begin with <|endoftext|>: put it before each")
     clean_logits, cache = model.run_with_cache(tokens, names_filter=name)
-    counted = tokens != tokens[0, 0]
     acts = sae.encode(cache[name])
     # hook_z is [batch seq head d_head]: the heads side by side are one vector.
     x, recon = (t.flatten(2)[counted] for t in (cache[name], sae.decode(acts)))

@@ -148,6 +148,7 @@ sae_metrics = exercise(saes.sae_metrics, use=_alone)
 def _():
     yield lm_model(), lm_sae(), lm_tokens(8)
     yield lm_model(), lm_sae("attn.hook_z", 0), lm_tokens(5, 6, seed=1)
+    yield lm_model(), lm_sae(), lm_tokens(8)[:, 1:]  # rows without <|endoftext|>: ValueError
 
 
 def _metrics(model, sae, tokens, bos=False, centre=True, b_dec=True, **changed):
@@ -243,6 +244,8 @@ def _(sae_metrics):
 @sae_metrics.right
 def _(model, sae, tokens):
     name = sae.cfg.metadata.hook_name
+    if not (tokens[:, 0] == model.tokenizer.bos_token_id).all():
+        raise ValueError("rows must begin with <|endoftext|>")
     x = _activation(model, sae, tokens)
     keep = tokens != 0
     loss = {"loss_clean": model(tokens, return_type="loss").item()}
