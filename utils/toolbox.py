@@ -335,7 +335,8 @@ def outline(thing: object, *names: str) -> Table:
     Args:
         names: which of its functions, methods and properties.
     """
-    table = Table("name", "takes", "what it is", title=thing.__name__)
+    # As wide as a notebook's page: a wider table would be cut off.
+    table = Table("name", "takes", "what it is", title=thing.__name__, width=80)
     for name in names:
         found = inspect.getattr_static(thing, name)
         found = getattr(found, "__func__", found)  # of a class method
