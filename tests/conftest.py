@@ -63,12 +63,12 @@ def outcomes_kept(request, monkeypatch):
             numbers[id(args)] = i
             yield args
 
-    def run_once(fn, args):
+    def run_once(fn, args, **how):
         if id(fn) not in known or fn is judged[0] or id(args) not in numbers:
-            return run(fn, args)
-        key = (id(fn), numbers[id(args)])
+            return run(fn, args, **how)
+        key = (id(fn), numbers[id(args)], *how.items())
         if key not in _kept:
-            _kept[key] = run(fn, args)
+            _kept[key] = run(fn, args, **how)
         return _kept[key]
 
     def judge(fn):

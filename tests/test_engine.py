@@ -1,8 +1,14 @@
 """The check engine: what a learner is told in every kind of trouble."""
 
+import os
+import random
 import re
+import signal
 import sys
+import threading
+import time
 import types
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -116,12 +122,12 @@ def test_endless_loop_is_stopped(chapter, capsys, monkeypatch):
     assert "did not finish within 0.3 s" in text and "in line" in text
 
 
-def test_inputs_are_copied(chapter, capsys):
+def test_inputs_are_copied_and_a_changed_one_is_said(chapter, capsys):
     def answer(x):
         x *= 2
         return x
 
-    assert told(chapter, answer, capsys)[0] is answer
+    assert "changes its argument `x` in place" in told(chapter, answer, capsys)[1]
 
 
 def test_solution_itself_counts_as_taken(chapter, capsys):
@@ -195,6 +201,278 @@ def test_checks_of_a_second_module_are_read_when_asked_for(monkeypatch, tmp_path
     chapter.hint("treble")
     assert "from utils.sample_more import treble" in capsys.readouterr().out
     monkeypatch.delitem(sys.modules, "utils.checks.sample_more")
+
+
+# ---------------------------------------------------------------- what every exercise asks
+
+
+class Part(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([2.0, 3.0, 5.0]))
+        self.use_error_term = False
+        self.inner = torch.nn.Identity()
+
+    def forward(self, x):
+        return self.inner(x) * self.weight
+
+
+def weigh(model, x, seed=0):
+    """The model's output plus noise."""
+    return model(x) + torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+
+
+SHARED = Part()
+
+
+@pytest.fixture
+def exercise():
+    exercise = engine.Exercise(weigh)
+    exercise.cases(lambda: [(SHARED, torch.tensor([[1.0, 2.0, 4.0]]))])
+    return exercise
+
+
+def leaving(deed):
+    """A right answer that leaves something behind."""
+
+    def answer(model, x, seed=0):
+        out = weigh(model, x, seed)
+        deed(model, x)
+        return out
+
+    return answer
+
+
+LEFT = {
+    "changes its argument `x` in place": lambda model, x: x.mul_(2),
+    "left a hook on `inner` of `model`": lambda model, x: model.inner.register_forward_hook(lambda *a: None),
+    "left an autoencoder or another module attached to `model`": lambda model, x: setattr(
+        model, "inner", torch.nn.ReLU()
+    ),
+    "changed `weight` of `model`": lambda model, x: model.weight.data.add_(1),
+    "replaced a parameter of `model`": lambda model, x: setattr(model, "weight", torch.nn.Parameter(torch.ones(3))),
+    "left `model` in another mode": lambda model, x: model.eval(),
+    "left `use_error_term` of `model` changed": lambda model, x: setattr(model, "use_error_term", True),
+    "changed whether `model` needs gradients": lambda model, x: model.requires_grad_(False),
+    "changed torch's default dtype": lambda model, x: torch.set_default_dtype(torch.float64),
+    "changed whether gradients are computed": lambda model, x: torch.set_grad_enabled(False),
+    "changed the working directory": lambda model, x: os.chdir("/"),
+    "changed the number of torch's threads": lambda model, x: torch.set_num_threads(torch.get_num_threads() + 1),
+    "changed what the kernel does on a signal": lambda model, x: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+    "left a thread running": lambda model, x: threading.Thread(target=time.sleep, args=(0.5,)).start(),
+    "seeds the random numbers of the whole kernel": lambda model, x: torch.manual_seed(3),
+}
+
+
+@pytest.mark.parametrize("sentence", LEFT)
+def test_what_is_left_behind_is_said_and_taken_away(sentence, exercise):
+    before = {name: value.clone() for name, value in SHARED.state_dict().items()}
+    settings = torch.get_default_dtype(), torch.is_grad_enabled(), os.getcwd(), torch.get_num_threads()
+    verdict = exercise.verdict(leaving(LEFT[sentence]))
+    assert verdict.state == "wrong" and sentence in verdict.says, verdict
+    assert exercise.verdict(weigh).state == "solved"
+    assert SHARED.training and not SHARED.use_error_term and not SHARED.inner._forward_hooks
+    assert isinstance(SHARED.inner, torch.nn.Identity) and SHARED.weight.requires_grad
+    assert all(torch.equal(SHARED.state_dict()[name], value) for name, value in before.items())
+    assert settings == (torch.get_default_dtype(), torch.is_grad_enabled(), os.getcwd(), torch.get_num_threads())
+
+
+ASKED = {
+    "no gradient reaches `x`": lambda model, x, seed=0: weigh(model, x.detach(), seed),
+    "no gradient reaches `weight` of the model": lambda model, x, seed=0: (
+        model.inner(x) * model.weight.detach() + weigh(model, 0 * x, seed)
+    ),
+    "where its input needs gradients, it raised RuntimeError": lambda model, x, seed=0: torch.from_numpy(
+        weigh(model, x, seed).detach().numpy() * (x.numpy() ** 0)
+    ),
+    "with another `seed`": lambda model, x, seed=0: weigh(model, x),
+    "called again, without gradients": lambda model, x, seed=0: weigh(model, x, seed) + (not torch.is_grad_enabled()),
+}
+
+
+@pytest.mark.parametrize("sentence", ASKED)
+def test_what_no_case_shows_is_asked(sentence, exercise):
+    verdict = exercise.verdict(ASKED[sentence])
+    assert verdict.state == "wrong" and sentence in verdict.says, verdict
+
+
+def test_a_part_of_the_gradient_is_missed(exercise):
+    exercise = engine.Exercise(square := lambda x: x * x)
+    exercise.cases(lambda: [(torch.tensor([1.0, 2.0, 4.0]),)])
+    assert exercise.verdict(square).state == "solved"
+    assert "another gradient with respect to `x`" in exercise.verdict(lambda x: x * x.detach()).says
+
+
+def test_draws_must_be_new_in_each_call():
+    def draw(n):
+        return torch.rand(n)
+
+    def fixed(n):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return torch.rand(n)
+
+    exercise = engine.Exercise(draw, same=lambda got, want, n: difference(got.shape, want.shape))
+    exercise.cases(lambda: [(20,)])
+    assert exercise.verdict(lambda n: torch.rand(n, dtype=torch.float64)).state == "solved"
+    assert "draws the same numbers in every call" in exercise.verdict(fixed).says
+
+
+def test_what_the_task_says_to_change_may_change(exercise):
+    def double_in_place(x):
+        return x.mul_(2)
+
+    stated = engine.Exercise(double_in_place, in_place={"x": "the task says so"})
+    stated.cases(lambda: [(torch.ones(3),)])
+    assert stated.verdict(double_in_place).state == "solved"
+    unstated = engine.Exercise(double_in_place)
+    unstated.cases(lambda: [(torch.ones(3),)])
+    assert unstated.verdict(double_in_place).state == "wrong"
+
+
+def test_methods_are_watched_and_the_class_stays_as_it_is():
+    class Adder:
+        def __init__(self, start):
+            self.total = start
+
+        def add(self, x):
+            self.total = self.total + x
+            return self.total
+
+    class Greedy(Adder):
+        def add(self, x):
+            x += self.total
+            return x
+
+    exercise = engine.Exercise(Adder, use=lambda cls, x: cls(0).add(x))
+    exercise.cases(lambda: [(torch.ones(3),)])
+    methods = dict(vars(Greedy))
+    assert exercise.verdict(Adder).state == "solved"
+    assert "changes its argument `x` in place" in exercise.verdict(Greedy).says
+    assert dict(vars(Greedy)) == methods
+
+
+def test_random_state_goes_on_as_if_no_check_had_run(exercise):
+    torch.manual_seed(5), random.seed(5), np.random.seed(5)
+    expected = torch.rand(3).tolist(), random.random(), np.random.rand()
+    torch.manual_seed(5), random.seed(5), np.random.seed(5)
+    exercise.verdict(leaving(LEFT["seeds the random numbers of the whole kernel"]))
+    assert (torch.rand(3).tolist(), random.random(), np.random.rand()) == expected
+
+
+def test_inputs_that_cannot_be_made_are_said(chapter, capsys):
+    chapter.exercises["double"].cases(lambda: 1 / 0)
+    assert "can't make its inputs (ZeroDivisionError" in told(chapter, lambda x: 2 * x, capsys)[1]
+
+
+def test_law_takes_any_precision_and_shows_what_it_raised(chapter):
+    exercise = chapter.exercises["double"]
+    assert exercise.verdict(lambda x: 2 * x.double()).state == "solved"
+    exercise.laws["other inputs must do as well"] = lambda double: double(torch.tensor([1]))[0] == 2
+    verdict = exercise.verdict(lambda x: 2 * x if x.is_floating_point() else {}["a"])
+    assert verdict.says == "other inputs must do as well" and "KeyError: 'a'" in verdict.detail[0]
+
+
+# ---------------------------------------------------------------- what an answer may use
+
+
+def ignores_alarms(x):
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    while True:
+        try:
+            sum(range(1000))
+        except:  # noqa: E722
+            pass
+
+
+def swallows_all(x):
+    kept = []
+    while True:
+        try:
+            try:
+                time.sleep(0.001)
+            except BaseException as error:
+                kept.append(error)
+        except BaseException as error:
+            kept.append(error)
+
+
+class Lazy(Sequence):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, i):
+        while True:
+            pass
+
+
+ENDLESS = [ignores_alarms, swallows_all, lambda x: time.sleep(1e6), lambda x: Lazy()]
+
+
+@pytest.mark.parametrize("answer", ENDLESS, ids=["ignores alarms", "swallows all", "sleeps", "lazy"])
+def test_no_answer_outlives_its_limit(answer, chapter, capsys, monkeypatch):
+    monkeypatch.setattr(engine, "SECONDS", 0.2)
+    before = signal.getsignal(signal.SIGALRM), sys.gettrace()
+    assert "did not finish within 0.2 s" in told(chapter, answer, capsys)[1]
+    assert (signal.getsignal(signal.SIGALRM), sys.gettrace()) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_output_is_capped(chapter, capsys):
+    def answer(x):
+        print("word " * 100_000)
+        return 2 * x
+
+    answer.__name__ = "double"
+    assert chapter.check(answer) is answer
+    out = capsys.readouterr().out
+    assert len(out) < 3000 and "more characters that your function printed" in out
+
+
+def test_keyboard_interrupt_of_an_answer_is_its_error(chapter, capsys):
+    def answer(x):
+        raise KeyboardInterrupt
+
+    assert "raised KeyboardInterrupt" in told(chapter, answer, capsys)[1]
+
+
+def test_interrupt_of_the_learner_interrupts(chapter):
+    def double(x):
+        signal.raise_signal(signal.SIGINT)
+        return 2 * x
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        chapter.check(double)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_library_that_lacks_an_operation_is_no_stub(chapter, capsys):
+    def answer(x):
+        raise NotImplementedError("\"addmm_impl_cpu_\" not implemented for 'Bool'")
+
+    assert "raised NotImplementedError" in told(chapter, answer, capsys)[1]
+
+
+def test_decorated_stub_is_a_stub_and_its_line_the_learners(chapter, capsys):
+    @torch.no_grad()
+    def double(x):
+        raise NotImplementedError
+
+    assert "not written yet." in told(chapter, double, capsys)[1]
+
+    @torch.no_grad()
+    def broken(x):
+        return x.no_such_attribute
+
+    assert "return x.no_such_attribute" in told(chapter, broken, capsys)[1]
+
+
+def test_name_that_fits_only_one_case_is_a_guess(chapter, capsys):
+    def answer(x):
+        return x**2 if x.numel() else torch.zeros(3)
+
+    assert "perhaps you squared" in told(chapter, answer, capsys)[1]
 
 
 # ---------------------------------------------------------------- progress

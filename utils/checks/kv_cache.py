@@ -176,7 +176,9 @@ def use_attention(fn, first, second):
     }
 
 
-attention_with_cache = exercise(kv.attention_with_cache, use=use_attention)
+attention_with_cache = exercise(
+    kv.attention_with_cache, use=use_attention, in_place={"cache": "the new keys and values are written into it"}
+)
 
 
 @attention_with_cache.cases
@@ -261,7 +263,9 @@ def use_forward(fn, ids, padding, chunks):
     return {"logits of each pass": torch.stack(out), "length of the cache": cache.length}
 
 
-forward_with_cache = exercise(kv.forward_with_cache, use=use_forward)
+forward_with_cache = exercise(
+    kv.forward_with_cache, use=use_forward, in_place={"cache": "the new keys and values are written into it"}
+)
 
 
 @forward_with_cache.cases

@@ -722,7 +722,7 @@ def use_training_step(step, rows, n_steps):
     return {"losses": losses, "b_U": model.unembed.b_U, "W_E": model.embed.W_E}
 
 
-training_step = exercise(tf.training_step, use=use_training_step)
+training_step = exercise(tf.training_step, use=use_training_step, in_place={"model": "training changes its weights"})
 
 
 @training_step.cases
