@@ -214,7 +214,7 @@ class Exercise:
         for model in models.values():
             if isinstance(model, torch.nn.Module):
                 inputs += [(f"{name}` of the model `", p) for name, p in model.named_parameters()]
-        inputs = [(name, t) for name, t in inputs if t.is_leaf and not t.is_inference()]
+        inputs = [(n, t) for n, t in inputs if t.is_leaf and not t.is_inference() and n not in self.in_place]
         needed = [t.requires_grad for _, t in inputs]
         watch = self._watch()
         try:
