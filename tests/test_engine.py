@@ -303,6 +303,18 @@ def test_a_part_of_the_gradient_is_missed(exercise):
     assert "another gradient with respect to `x`" in exercise.verdict(lambda x: x * x.detach()).says
 
 
+def test_a_gradient_that_is_nothing_but_rounding_is_not_compared():
+    def sums_to_one(x):
+        return x.softmax(dim=-1).sum(dim=-1)
+
+    def built(x):
+        return (x.exp() / x.exp().sum(dim=-1, keepdim=True)).sum(dim=-1)
+
+    exercise = engine.Exercise(sums_to_one)
+    exercise.cases(lambda: [(torch.randn(4, 7, generator=torch.Generator().manual_seed(3)),)])
+    assert exercise.verdict(built).state == "solved", exercise.verdict(built)
+
+
 def test_draws_must_be_new_in_each_call():
     def draw(n):
         return torch.rand(n)
