@@ -46,6 +46,14 @@ def test_token_strip_is_static_and_escaped():
         show.token_strip(["a", "b"], [1.0])
 
 
+def test_claims_bounds_are_met_to_single_precision(monkeypatch):
+    monkeypatch.setattr(show, "_claims", [])
+    show.claim("a mean of ones, on another machine", 1 + 2**-23, 0.5, 1)
+    for value, low, high in ((1.001, 0.5, 1), (1e-9, 0, 0), (0.4999, 0.5, 1)):
+        with pytest.raises(AssertionError, match="outside"):
+            show.claim("a share", value, low, high)
+
+
 def test_claim_prints_asserts_and_records(capsys, monkeypatch):
     monkeypatch.setattr(show, "_claims", [])
     shown = []
