@@ -4,7 +4,7 @@ import socket
 import subprocess
 import time
 
-PATIENCE = 3600  # seconds by the clock: ends what hangs, not what a busy machine delays
+PATIENCE = 900  # seconds by the clock: ends what hangs, not what a busy machine delays
 
 
 def wait_until_it_listens(port: int, process: subprocess.Popen) -> None:
