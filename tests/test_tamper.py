@@ -483,7 +483,7 @@ HARMLESS = {
     "noise at a border of rounding": in_text(["print"], FLOAT, at_a_border),
     "one unit in a table": in_text(["table"], FLOAT, one_unit),
     "zeros cut off": in_text(["print", "table"], FLOAT, trimmed),
-    "one unit of an opacity": in_text(["HTML"], re.compile(r"(?<=, )()(0)\.([6-9]\d)(?=\))"), one_unit),
+    "one unit of an opacity": in_text(["HTML"], re.compile(r"(?<=, )()(0)\.([1-9]\d\d)(?=\))"), one_unit),
     "another minus": minus,
     "noise in a plot": in_array("f", noisy),
     "negative zeros in a plot": in_array("f", other_zeros),
