@@ -315,6 +315,16 @@ def test_a_gradient_that_is_nothing_but_rounding_is_not_compared():
     assert exercise.verdict(built).state == "solved", exercise.verdict(built)
 
 
+def test_another_seed_is_tried_on_every_input():
+    def noisy(x, seed=0):
+        return x + torch.rand(x.shape, generator=torch.Generator().manual_seed(seed))
+
+    exercise = engine.Exercise(noisy)
+    exercise.cases(lambda: [(torch.zeros(3),), (torch.ones(3),)])
+    assert exercise.verdict(noisy).state == "solved"
+    assert "another `seed`" in exercise.verdict(lambda x, seed=0: noisy(x)).says
+
+
 def test_draws_must_be_new_in_each_call():
     def draw(n):
         return torch.rand(n)

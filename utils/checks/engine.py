@@ -382,14 +382,14 @@ class _Judge:
         if "seed" not in guards.parameters_of(exercise.solution):
             return None
         ours, mine = (_with_another_seed(fn) for fn in (exercise.solution, self.fn))
-        for args, want in zip(cases, wants, strict=True):
+        for args, want, before in zip(cases, wants, gots, strict=True):
             other = exercise._run(ours, args)
             if other.error is not None or want.error is not None:
                 continue
             got = self._limited(exercise._run, mine, args)
             if said := self._compare(got, other, args):
                 return f"with another `seed`: {said}"
-            if _differ(other.value, want.value) and not _differ(got.value, gots[cases.index(args)].value):
+            if _differ(other.value, want.value) and not _differ(got.value, before.value):
                 return "another `seed` gives the same result: draw from the seed that is given"
         return None
 
