@@ -2,9 +2,9 @@
 this one as another machine would, and say which cells differ there.
 
 A setting is noise on every rounded result (`utils.workbook.noise`), another code path of torch and MKL, another
-number of threads, or another hash seed. Each result is a file in `.cache/portable/`, valid as long as the digest of
-what it depends on: an interrupted run goes on where it stopped. The module is pytest's plugin too, which records what
-each cell gave: `-p utils.workbook.portable --record-cells FILE`.
+number of threads, another hash seed, or the GPU where there is one. Each result is a file in `.cache/portable/`, valid
+as long as the digest of what it depends on: an interrupted run goes on where it stopped. The module is pytest's plugin
+too, which records what each cell gave: `-p utils.workbook.portable --record-cells FILE`.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from utils.workbook.files import write_whole
 
 CACHE = ROOT / ".cache" / "portable"
 CHECKS = "checks"  # beside the chapters: every exercise's solution and right answers before its check
+GPU = "cuda"  # a setting where torch sees one
 SAMPLE = ("04", "05"), "noise-1"  # what `make test` runs of this: chapter 01 has nothing that rounds
 STYLE = re.compile(r"\x1b\[[\d;]*m")
 
@@ -45,6 +46,7 @@ def settings(seeds: int = 3) -> dict[str, dict[str, str]]:
         "cpu-avx2": threads(1) | {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
         **{f"threads-{n}": threads(n) for n in (1, 2, 4)},
         **{f"hash-{n}": threads(1) | {"PYTHONHASHSEED": str(n)} for n in (7, 11)},
+        GPU: threads(1) | {"WORKBOOK_DEVICE": GPU},
     }
 
 
@@ -66,13 +68,19 @@ def portable(
     known = settings(max(seeds, int(setting.split("-")[1])) if re.fullmatch(r"noise-\d+", setting or "") else seeds)
     if setting and setting not in known:
         raise WorkbookError(f"There is no setting {setting!r}. The settings are: {', '.join(known)}.")
-    chosen = [setting] if setting else list(known)
+    chosen = [setting] if setting else [name for name in known if name != GPU or has_gpu()]
     chapters = [CHECKS] if wanted == CHECKS else [*chapter_names(wanted), *([] if wanted else [CHECKS])]
     if sample:
         chosen, chapters = [SAMPLE[1]], [name for number in SAMPLE[0] for name in chapter_names(number)]
     results = run_all([(s, c) for s in chosen for c in chapters], known, jobs or os.cpu_count() or 1, fresh=sample)
     print("\n".join(report(results)))
     return sum(len(failures(r)) for r in results.values())
+
+
+def has_gpu() -> bool:
+    import torch  # here, so that pytest with this plugin starts without it
+
+    return torch.cuda.is_available()
 
 
 def run_all(jobs: list[tuple[str, str]], known: dict, cores: int, fresh: bool = False) -> dict[tuple[str, str], dict]:
