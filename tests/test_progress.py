@@ -9,7 +9,6 @@ import sys
 import pytest
 
 from utils.checks import progress
-from utils.moved import Moved, _Finder
 from utils.workbook import ROOT
 
 
@@ -115,65 +114,3 @@ def test_a_relative_folder_is_one_of_the_course(tmp_path):
     env = {**os.environ, "WORKBOOK_WORK": "mine", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.stdout.strip() == str(ROOT / "mine")
-
-
-# ---------------------------------------------------------------- what moved
-
-MOVED = """
-[chapters]
-"07_saes" = ["07_toy", "08_saes"]
-"08_saes" = ["08_autoencoders"]
-"05_a" = ["05_a", "06_b"]
-[exercises]
-"utils.old.one" = "utils.mid.one"
-"utils.mid.one" = "utils.new.first"
-"utils.old.two" = "utils.new.first"
-"utils.old.three" = ["utils.new.third", "utils.new.fourth"]
-"""
-
-
-@pytest.fixture
-def moved(tmp_path):
-    (tmp_path / "moved.toml").write_text(MOVED)
-    return Moved(tmp_path / "moved.toml")
-
-
-def test_moves_are_followed(moved, tmp_path):
-    assert moved.homes("utils.old.one") == ["utils.new.first"]
-    assert moved.homes("utils.other.f") == ["utils.other.f"]
-    assert moved.chapter_homes("07_saes") == ["07_toy", "08_autoencoders"]
-    assert moved.chapter_homes("05_a") == ["05_a", "06_b"]
-    assert Moved(tmp_path / "none").homes("utils.f") == ["utils.f"]
-
-
-def test_states_follow_what_moved(moved, tmp_path):
-    for name in ("one", "three"):
-        progress.record("old", name, "solved", tmp_path)
-    new = progress.load(tmp_path, moved)["new"]
-    assert new == {"first": "tried", "third": "solved", "fourth": "solved"}  # of two that became one, one is open
-    progress.record("old", "two", "taken", tmp_path)
-    assert progress.load(tmp_path, moved)["new"]["first"] == "taken"
-    progress.record("new", "first", "solved", tmp_path)
-    assert progress.load(tmp_path, moved)["new"]["first"] == "solved"
-
-
-def test_an_import_from_an_old_place_names_the_new_one(monkeypatch):
-    import utils
-
-    names = {"utils.runtime.gone": ["utils.saes.ToySAE"], "utils.no_more.f": ["utils.a.f", "utils.b.g"]}
-    monkeypatch.setattr(sys, "meta_path", [_Finder(names), *sys.meta_path])
-    for name in ("utils.runtime", "utils.no_more"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.delattr(utils, "runtime", raising=False)
-    with pytest.raises(ImportError, match="utils.runtime.gone has moved: from utils.saes import ToySAE"):
-        from utils.runtime import gone  # noqa: F401
-    with pytest.raises(ImportError, match="from utils.a import f; from utils.b import g"):
-        from utils.no_more import f  # noqa: F401
-    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
-        from utils.runtime import nothing  # noqa: F401
-    from utils.runtime import device
-
-    assert callable(device)
-    import inspect
-
-    assert "def device" in inspect.getsource(device)
