@@ -90,7 +90,11 @@ def test_drift_names_what_is_wrong(course):
         ("rtol=0.1", "atol=0", "atol=0: write a number above 0"),
         ("rtol=0.1", "coarse=true", "coarse without a reason"),
         ("minutes=5\n", "minutes=5\ndef device(): pass\n", "must be empty"),
-        ("More text.", '```python exercise="utils.runtime.device" difficulty=1 importance=1 minutes=1\n```', "twice"),
+        (
+            "More text.",
+            '```python exercise="utils.runtime.device" difficulty=1 importance=1 minutes=1\n```',
+            "two exercises are called 'device'",
+        ),
     ],
 )
 def test_bad_source_is_named_and_nothing_written(course, old, new, sentence):

@@ -161,8 +161,8 @@ def build_chapter(path: Path, solved: bool) -> nbformat.NotebookNode:
             cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
         if not solved:
             cell.metadata["workbook"] = digest(cell.source)
-    if twice := [id for id, times in Counter(c.id for c in cells).items() if times > 1]:
-        raise WorkbookError(f"{path.name}: the exercise {twice[0]!r} stands twice.")
+    if twice := [id for id, times in Counter(c.id for c in cells if "exercise" in c.metadata).items() if times > 1]:
+        raise WorkbookError(f"{path.name}: two exercises are called {twice[0]!r}: give one of them another name.")
     notebook = new_notebook(cells=cells, metadata=nbformat.from_dict(KERNEL))
     nbformat.validate(notebook)
     return notebook

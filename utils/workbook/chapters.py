@@ -106,11 +106,13 @@ def table(source: Path | None = None) -> list[Chapter]:
     """All chapters in their order.
 
     Raises:
-        WorkbookError: a source's beginning is wrong, it needs a chapter that is not there or comes later, or an
-            exercise is of a module that the front matter does not name.
+        WorkbookError: a source's beginning is wrong, two have one number, one needs a chapter that is not there or
+            comes later, or an exercise is of a module that the front matter does not name.
     """
     rows = [read_chapter((source or SOURCE) / f"{name}.md") for name in chapter_names(source=source)]
     for i, row in enumerate(rows):
+        if i and row.number == rows[i - 1].number:
+            raise WorkbookError(f"{rows[i - 1].path.name} and {row.path.name} have the same number: change one.")
         if unknown := set(row.needs) - {r.number for r in rows[:i]}:
             raise WorkbookError(f"{row.path.name} needs {sorted(unknown)[0]!r}: no chapter before it has that number.")
         for e in row.exercises:
