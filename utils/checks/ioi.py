@@ -9,7 +9,7 @@ from transformer_lens.utilities import get_act_name
 from transformers import PreTrainedTokenizerFast
 
 from utils import ioi, ioi_circuit
-from utils.checks.engine import Chapter
+from utils.checks.engine import MEASURED, Chapter
 from utils.checks.models import hook_point, hooked, small_gpt, tokenizer_of
 from utils.world.lexicon import GIFTS, NAMES, PLACES
 
@@ -153,31 +153,26 @@ def _(cls):
     return data.flipped().flipped().texts == data.texts and data.flipped().texts != data.texts
 
 
-@IOIDataset.right
-def _right_dataset(*args):
-    def flipped(self):
-        swapped = []
-        for f in self.fillings:
-            g = dict(f)
-            g["subject"], g["recipient"] = f["recipient"], f["subject"]
-            swapped.append(g)
-        return ioi.IOIDataset(self.tokenizer, self.template, swapped)
-
-    def abc(self, seed=0):
-        generator = random.Random(f"abc {seed}")
-        fillings = []
-        for f in self.fillings:
-            others = [name for name in NAMES if name not in f.values()]
-            generator.shuffle(others)
-            fillings.append({**f, **_fill(f, *others[:3])})
-        return ioi.IOIDataset(self.tokenizer, self.template, fillings, self.answers)
-
-    return _dataset_with(flipped=flipped, abc=abc)(*args)
+def _flipped(self):
+    swapped = []
+    for f in self.fillings:
+        g = dict(f)
+        g["subject"], g["recipient"] = f["recipient"], f["subject"]
+        swapped.append(g)
+    return ioi.IOIDataset(self.tokenizer, self.template, swapped)
 
 
-_right_dataset.sample = lambda *args: _right_dataset(
-    toy_tokenizer(), TEMPLATE, ioi.IOIDataset.sample(*args).fillings
-)  # the law calls it
+def _abc(self, seed=0):
+    generator = random.Random(f"abc {seed}")
+    fillings = []
+    for f in self.fillings:
+        others = [name for name in NAMES if name not in f.values()]
+        generator.shuffle(others)
+        fillings.append({**f, **_fill(f, *others[:3])})
+    return ioi.IOIDataset(self.tokenizer, self.template, fillings, self.answers)
+
+
+IOIDataset.right(_dataset_with(flipped=_flipped, abc=_abc))
 
 # ---------------------------------------------------------------- logits_to_ave_logit_diff
 
@@ -366,7 +361,9 @@ def _use_resid_hook(fn, activation, hook, pos, clean_cache):
     return hooked(fn, activation, hook=hook, pos=pos, clean_cache=clean_cache)
 
 
-patch_residual_component = exercise(ioi.patch_residual_component, use=_use_resid_hook)
+patch_residual_component = exercise(
+    ioi.patch_residual_component, use=_use_resid_hook, in_place={"corrupted_residual_component": "a hook may edit it"}
+)
 
 
 @patch_residual_component.cases
@@ -429,7 +426,7 @@ def _(corrupted_residual_component, hook, pos, clean_cache):
 
 # ---------------------------------------------------------------- get_act_patch_resid_pre
 
-get_act_patch_resid_pre = exercise(ioi.get_act_patch_resid_pre)
+get_act_patch_resid_pre = exercise(ioi.get_act_patch_resid_pre, without=MEASURED)
 
 
 @get_act_patch_resid_pre.cases
@@ -506,7 +503,9 @@ def _use_head_hook(fn, activation, hook, head_index, clean_cache):
     return hooked(fn, activation, hook=hook, head_index=head_index, clean_cache=clean_cache)
 
 
-patch_head_vector = exercise(ioi.patch_head_vector, use=_use_head_hook)
+patch_head_vector = exercise(
+    ioi.patch_head_vector, use=_use_head_hook, in_place={"corrupted_head_vector": "a hook may edit it"}
+)
 
 
 @patch_head_vector.cases
@@ -554,7 +553,9 @@ def _(corrupted_head_vector, hook, head_index, clean_cache):
     return new
 
 
-patch_attn_patterns = exercise(ioi.patch_attn_patterns, use=_use_head_hook)
+patch_attn_patterns = exercise(
+    ioi.patch_attn_patterns, use=_use_head_hook, in_place={"corrupted_pattern": "a hook may edit it"}
+)
 
 
 @patch_attn_patterns.cases
@@ -608,7 +609,7 @@ def _(corrupted_pattern, hook, head_index, clean_cache):
 
 # ---------------------------------------------------------------- get_act_patch_heads_by_pos
 
-get_act_patch_heads_by_pos = exercise(ioi.get_act_patch_heads_by_pos)
+get_act_patch_heads_by_pos = exercise(ioi.get_act_patch_heads_by_pos, without=MEASURED)
 
 
 @get_act_patch_heads_by_pos.cases

@@ -23,7 +23,7 @@ def _use_freeze(fn, z, hook, sender, orig_cache, new_cache):
     return hooked(fn, z, hook=hook, sender=sender, orig_cache=orig_cache, new_cache=new_cache)
 
 
-patch_or_freeze_heads = exercise(circuit.patch_or_freeze_heads, use=_use_freeze)
+patch_or_freeze_heads = exercise(circuit.patch_or_freeze_heads, use=_use_freeze, in_place={"z": "a hook may edit it"})
 
 
 @patch_or_freeze_heads.cases
@@ -80,7 +80,7 @@ def _(z, hook, sender, orig_cache, new_cache):
 
 # ---------------------------------------------------------------- path_patch_to_heads
 
-path_patch_to_heads = exercise(circuit.path_patch_to_heads)
+path_patch_to_heads = exercise(circuit.path_patch_to_heads, without={"gradients": "a cache cuts them"})
 
 
 @path_patch_to_heads.cases

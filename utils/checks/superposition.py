@@ -1030,7 +1030,7 @@ def _(W, value, kurtosis):
     return (weight * gap**2).sum((1, 2))
 
 
-allocate_capacity = exercise(sup.allocate_capacity, atol=1e-3)
+allocate_capacity = exercise(sup.allocate_capacity, atol=1e-3, without={"gradients": "a search, which may go in steps"})
 
 VALUES = torch.tensor([0.5, 1.2, 0.3, 1.0, 0.65, 0.8])
 

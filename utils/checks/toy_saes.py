@@ -88,7 +88,9 @@ def said_of_method(got, want, *args) -> str | None:
     return None
 
 
-toy_sae = exercise(toy_saes.ToySAE, use=run_sae, same=said_of_method)
+FROZEN = {"model": "the toy model is frozen"}
+RESAMPLED = {"sae": "its dead latents get new weights"}
+toy_sae = exercise(toy_saes.ToySAE, use=run_sae, same=said_of_method, in_place=FROZEN)
 
 
 @toy_sae.cases
@@ -392,7 +394,7 @@ def said_of_weights(got, want, *args) -> str | None:
 
 ALL_DEAD = torch.zeros(2, 1, 200)
 
-resample_simple = exercise(toy_saes.resample_simple, use=run_simple, same=said_of_weights)
+resample_simple = exercise(toy_saes.resample_simple, use=run_simple, same=said_of_weights, in_place=RESAMPLED)
 
 
 @resample_simple.cases
@@ -521,7 +523,7 @@ def said_of_choice(got, want, *args) -> str | None:
     return said_of_weights(*rest) or (chosen and f"{where}: {chosen}")
 
 
-resample_advanced = exercise(toy_saes.resample_advanced, use=run_advanced, same=said_of_choice)
+resample_advanced = exercise(toy_saes.resample_advanced, use=run_advanced, same=said_of_choice, in_place=RESAMPLED)
 
 
 @resample_advanced.cases
@@ -741,7 +743,7 @@ def gated_forward(
     return forward
 
 
-gated = exercise(toy_saes.GatedToySAE, use=forward_and_gradients, same=said_of_weights)
+gated = exercise(toy_saes.GatedToySAE, use=forward_and_gradients, same=said_of_weights, in_place=FROZEN)
 
 
 @gated.cases
@@ -1111,7 +1113,7 @@ def jump_forward(
     return forward
 
 
-jump_sae = exercise(toy_saes.JumpReLUToySAE, use=forward_and_gradients, same=said_of_weights)
+jump_sae = exercise(toy_saes.JumpReLUToySAE, use=forward_and_gradients, same=said_of_weights, in_place=FROZEN)
 
 
 @jump_sae.cases
