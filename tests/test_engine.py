@@ -277,6 +277,12 @@ def test_what_is_left_behind_is_said_and_taken_away(sentence, exercise):
     assert settings == (torch.get_default_dtype(), torch.is_grad_enabled(), os.getcwd(), torch.get_num_threads())
 
 
+def test_a_new_hook_point_is_as_good_as_the_old(exercise):
+    """sae_lens puts one where an autoencoder was."""
+    answer = leaving(lambda model, x: setattr(model, "inner", torch.nn.Identity()))
+    assert exercise.verdict(answer).state == "solved", exercise.verdict(answer)
+
+
 ASKED = {
     "no gradient reaches `x`": lambda model, x, seed=0: weigh(model, x.detach(), seed),
     "no gradient reaches `weight` of the model": lambda model, x, seed=0: (
@@ -323,6 +329,7 @@ def test_another_seed_is_tried_on_every_input():
     exercise.cases(lambda: [(torch.zeros(3),), (torch.ones(3),)])
     assert exercise.verdict(noisy).state == "solved"
     assert "another `seed`" in exercise.verdict(lambda x, seed=0: noisy(x)).says
+    assert exercise.verdict(lambda *args, **kwargs: noisy(*args, **kwargs)).state == "solved"
 
 
 def test_draws_must_be_new_in_each_call():

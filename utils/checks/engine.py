@@ -46,8 +46,6 @@ from utils.checks.limits import Interrupted, Printed, TookTooLong, interruptible
 from utils.runtime import seed_everything
 
 SECONDS = 20
-# Modules whose solutions, right answers and named mistakes are still to be proved against what every exercise asks.
-NOT_YET = ""
 # For `without`: of a measurement of a model, nobody trains through it.
 MEASURED = {"gradients": "a number to read: no later cell trains through it"}
 PRINTED = 2_000  # characters of an answer's own output that a check lets through
@@ -106,7 +104,6 @@ class Exercise:
         self.in_place, self.without, self._plain = in_place or {}, without or {}, same is None
         self.solution, self.name = solution, solution.__name__
         self.target = f"{solution.__module__}.{self.name}"
-        self.asks = solution.__module__.rsplit(".", 1)[-1] not in NOT_YET.split()
         self.use = use or (lambda fn, *args: fn(*args))
         self.same = same or (lambda got, want, *args: difference(got, want, rtol, atol))
         self.mistakes: dict[str, Callable] = {}
@@ -174,7 +171,7 @@ class Exercise:
             raise NotPrepared(_describe(error)) from error
 
     def _watch(self) -> guards.Watch:
-        return guards.Watch(self.solution, self.in_place, self.asks)
+        return guards.Watch(self.solution, self.in_place)
 
     def _run(self, fn: Callable, args: tuple, seed: int = 0, grad: bool = True) -> Outcome:
         watch = self._watch()
@@ -349,8 +346,6 @@ class _Judge:
 
     # -------- what every exercise asks
     def _asked_of_all(self, cases, wants, gots) -> list[str]:
-        if not self.exercise.asks:
-            return []
         asked = {"again": self._again, "seed": self._seed, "gradients": self._gradients}
         for name, ask in asked.items():
             if name not in self.exercise.without and (said := ask(cases, wants, gots)):
@@ -383,7 +378,7 @@ class _Judge:
         exercise = self.exercise
         if "seed" not in guards.parameters_of(exercise.solution):
             return None
-        ours, mine = (_with_another_seed(fn) for fn in (exercise.solution, self.fn))
+        ours, mine = (_with_another_seed(fn, exercise.solution) for fn in (exercise.solution, self.fn))
         for args, want, before in zip(cases, wants, gots, strict=True):
             other = exercise._run(ours, args)
             if other.error is not None or want.error is not None:
@@ -426,13 +421,16 @@ def _differ(a: object, b: object) -> bool:
         return True
 
 
-def _with_another_seed(fn: Callable) -> Callable:
+def _with_another_seed(fn: Callable, solution: Callable) -> Callable:
+    """`fn`, called as the solution's parameters say, but with another seed."""
+    signature = inspect.signature(solution)
+
     @functools.wraps(fn, updated=())
     def reseeded(*args, **kwargs):
-        bound = inspect.signature(fn).bind(*args, **kwargs)
-        bound.apply_defaults()
-        if isinstance(bound.arguments.get("seed"), int):
-            bound.arguments["seed"] += 1000
+        bound = signature.bind(*args, **kwargs)
+        seed = bound.arguments.get("seed", signature.parameters["seed"].default)
+        if isinstance(seed, int):
+            bound.arguments["seed"] = seed + 1000
         return fn(*bound.args, **bound.kwargs)
 
     return reseeded

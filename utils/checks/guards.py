@@ -46,6 +46,7 @@ class Memory:
         self._seen: dict[int, object] = {}
         self._checks: list[Callable[[], str | None]] = []
         self._restores: list[Callable[[], None]] = []
+        self._models: list[nn.Module] = []
         self._of_modules: list[tuple] = []  # attributes, attribute, its value, a copy of a table, module, root
 
     def note(self, value: object, root: str, parameter: str | None = None) -> None:
@@ -108,6 +109,7 @@ class Memory:
             self.note(item, root)
 
     def _note_module(self, model: nn.Module, root: str) -> None:
+        self._models.append(model)
         for name, module in model.named_modules():
             here = vars(module)
             for attribute in TABLES:
@@ -130,7 +132,7 @@ class Memory:
             elif contents is None:
                 same = not now
             else:
-                same = now is not None and _same_items(now, contents)
+                same = now is not None and _same_items(now, contents, _as_good if attribute == "_modules" else None)
             if not same:
                 yield entry
 
@@ -143,22 +145,34 @@ class Memory:
         return [f"your function {sentence}" for sentence in dict.fromkeys(said)]
 
     def restore(self) -> None:
-        for here, attribute, value, contents, *_ in self._changes_of_modules():
+        changed = list(self._changes_of_modules())
+        for here, attribute, value, contents, *_ in changed:
             here[attribute] = value
             if attribute in TABLES:
                 value.clear()
                 (value.extend if isinstance(value, list) else value.update)(contents or ())
+        for model in self._models if changed else ():
+            if hasattr(model, "hook_dict"):
+                model.setup()  # TransformerLens lists a model's hook points
         with torch.no_grad():
             for restore in reversed(self._restores):
                 restore()
 
 
-def _same_items(value, before) -> bool:
+def _same_items(value, before, as_good: Callable | None = None) -> bool:
     if len(value) != len(before):
         return False
     if isinstance(before, dict):
-        return all(key in value and value[key] is item for key, item in before.items())
-    return all(a is b for a, b in zip(value, before, strict=True))
+        pairs = [(value.get(key), item) for key, item in before.items()]
+    else:
+        pairs = list(zip(value, before, strict=True))
+    return all(a is b or (as_good is not None and as_good(a, b)) for a, b in pairs)
+
+
+def _as_good(new: nn.Module | None, old: nn.Module | None) -> bool:
+    """Whether the new one is bare and of the old one's kind: sae_lens leaves a new hook point where its wrapper was."""
+    held = (*TABLES, "_buffers")
+    return type(new) is type(old) and not any(vars(each).get(table) for each in (new, old) for table in held)
 
 
 def _same_tensor(value: torch.Tensor, before: torch.Tensor) -> bool:
@@ -178,11 +192,10 @@ class Watch:
     Args:
         solution: gives the parameters' names.
         in_place: the parameters that the task says to change.
-        asks: False to look at nothing.
     """
 
-    def __init__(self, solution: Callable, in_place: Mapping[str, str], asks: bool = True):
-        self.in_place, self.left, self._asks = in_place, [], asks
+    def __init__(self, solution: Callable, in_place: Mapping[str, str]):
+        self.in_place, self.left = in_place, []
         self._memories, self._depth = [], 0
         self._names = parameters_of(solution)
 
@@ -193,9 +206,6 @@ class Watch:
         Args:
             as_ours: give what it returns in single precision, as the solution does: the precision is free.
         """
-        if not self._asks:
-            yield fn
-            return
         kernel, self._as_ours = Kernel(), as_ours
         originals = _methods_of(fn) if isinstance(fn, type) else {}
         try:

@@ -446,7 +446,9 @@ def _use_ablation(fn, acts, *args):
     return acts if returned is None else returned
 
 
-ablate_sae_latent = exercise(sae_causes.ablate_sae_latent, use=_use_ablation)
+ablate_sae_latent = exercise(
+    sae_causes.ablate_sae_latent, use=_use_ablation, in_place={"sae_acts": "a hook may edit them"}
+)
 
 
 @ablate_sae_latent.cases
@@ -859,7 +861,7 @@ def _use_steering(fn, activations, *args):
     return activations if returned is None else returned
 
 
-steering_hook = exercise(sae_causes.steering_hook, use=_use_steering)
+steering_hook = exercise(sae_causes.steering_hook, use=_use_steering, in_place={"activations": "a hook may edit them"})
 
 
 @steering_hook.cases
