@@ -25,6 +25,8 @@ def test_core_comes_from_importance_unless_the_marker_says_otherwise():
 
     assert core(importance=4) and not core(importance=3) and not core()
     assert core(importance=1, core=True) and not core(importance=5, core=False)
+    with pytest.raises(WorkbookError, match="core='false': write true or false"):
+        core(core="false")
 
 
 def written(folder, name, text):
@@ -39,6 +41,8 @@ def written(folder, name, text):
         ("---\nmodules: [a]\n---\n\n# 01 · No needs\n", "must begin with its front matter"),
         ("---\nmodules: [a\nneeds: []\n---\n\n# 01 · Not YAML\n", "must begin with its front matter"),
         ("---\n- a\n---\n\n# 01 · A list\n", "must begin with its front matter"),
+        ("---\nmodules: [a]\nneeds: [2]\n---\n\n# 01 · No quotes\n", 'needs: \\["02"]'),
+        ('---\nmodules: [a]\nneeds: "02"\n---\n\n# 01 · No list\n', 'needs: \\["02"]'),
         ("---\nmodules: [a]\nneeds: []\n---\n\nNo heading\n", "must begin with its front matter"),
         ("---\nmodules: [a]\nneeds: []\n---\n\n# 02 · Another number\n", "the same number"),
     ],

@@ -47,6 +47,9 @@ def test_moves_are_followed(moved, tmp_path):
     assert moved.chapter_homes("05_a") == ["05_a", "06_b"]
     assert moved.module_homes("utils.old") == ["utils.new", "utils.show.new"]
     assert Moved(tmp_path / "none").homes("utils.f") == ["utils.f"]
+    (tmp_path / "moved.toml").write_text('[chapters]\n"07_saes" ["07_toy"]\n')
+    with pytest.raises(ValueError, match=r"moved.toml can't be read: .*line 2"):
+        Moved(tmp_path / "moved.toml")
 
 
 def test_states_follow_what_moved(moved, tmp_path):

@@ -23,7 +23,10 @@ class Moved:
 
     def __init__(self, path: Path = MOVED):
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        table = tomllib.loads(text)
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path.name} can't be read: {error}") from None
         self.chapters, self.modules, self.exercises = (
             {
                 old: [new] if isinstance(new, str) else new

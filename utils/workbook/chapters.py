@@ -75,8 +75,10 @@ def exercise(marker: dict) -> Exercise:
     """The exercise that a cell's marker describes.
 
     Raises:
-        WorkbookError: it lacks its minutes.
+        WorkbookError: it lacks its minutes, or its `core` is neither true nor false.
     """
+    if not isinstance(marker.get("core", True), bool):
+        raise WorkbookError(f"The exercise {marker['exercise']!r} states core={marker['core']!r}: write true or false.")
     if not isinstance(marker.get("minutes"), int):
         raise WorkbookError(f"The exercise {marker['exercise']!r} needs minutes= in its source.")
     return Exercise(marker["exercise"], marker["minutes"], marker.get("core", marker.get("importance", 0) >= CORE_FROM))
@@ -91,15 +93,17 @@ def read_chapter(path: Path) -> Chapter:
     found = FRONT_MATTER.match(path.read_text(encoding="utf-8"))
     try:
         about = yaml.safe_load(found[1])
-        modules, needs = (tuple(about[key]) for key in ("modules", "needs"))
+        modules, needs = (about[key] for key in ("modules", "needs"))
+        if not all(isinstance(x, list) and all(isinstance(name, str) for name in x) for x in (modules, needs)):
+            raise TypeError
     except (TypeError, KeyError, yaml.YAMLError):
         raise WorkbookError(
-            f"{path.name} must begin with its front matter (---, modules: […], needs: […], ---) and its heading "
+            f'{path.name} must begin with its front matter (---, modules: [name], needs: ["02"], ---) and its heading '
             f"`# {path.stem[:2]} · …`: see another chapter's first lines."
         ) from None
     if path.stem[:2] != found[2]:
         raise WorkbookError(f"{path.name} has the heading {found[2]!r}: give file and heading the same number.")
-    return Chapter(path, found[2], found[3], modules, tuple(str(n) for n in needs))
+    return Chapter(path, found[2], found[3], tuple(modules), tuple(needs))
 
 
 def table(source: Path | None = None) -> list[Chapter]:
