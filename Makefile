@@ -25,8 +25,8 @@ export PYTHONNOUSERSITE := 1
 RUN := $(PY) -m utils.workbook
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: help setup place FORCE lab start update progress test test-full lint unit drift nbval portable notebooks execute \
-        spread bench report models models-smoke models-report clean
+.PHONY: help setup place FORCE lab start update progress test test-full lint unit drift nbval mutants portable \
+        notebooks execute spread bench report models models-smoke models-report clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-22s %s\n", $$1, $$2}'
@@ -82,6 +82,9 @@ unit: $(STAMP)  ## unit tests and the proof of the checks
 
 nbval: $(STAMP)  ## run the solved notebooks and compare every output (CHAPTER=01)
 	@$(RUN) nbval $(CHAPTER) || { echo "make nbval failed: the lines above name cell and value." >&2; exit 1; }
+
+mutants: $(STAMP)  ## make wrong versions of every solution by rule: the checks must reject them (CHAPTER=01)
+	@$(RUN) mutants $(CHAPTER) || { echo "make mutants failed: too many of the mutants above were accepted." >&2; exit 1; }
 
 portable: $(STAMP)  ## run them as other machines would: rounding noise, code paths, threads (CHAPTER=01 SEEDS=3 SETTING=noise-1)
 	@$(RUN) portable $(CHAPTER) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SETTING),--setting $(SETTING)) || \

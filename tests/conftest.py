@@ -9,6 +9,7 @@ import pytest
 from small_course import SOURCE
 
 from utils import workbook
+from utils.checks.proof import remembered
 from utils.workbook.build import build
 
 _caught: list[bool] = []
@@ -45,39 +46,14 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture
-def outcomes_kept(request, monkeypatch):
-    """What the solution and the known mistakes give on an exercise's inputs is computed once for the whole proof of
-    the exercise, not once for each mistake; what is judged runs as ever.
-    """
+def outcomes_kept(request):
+    """What is known of an exercise is computed once for its whole proof, not once for each mistake."""
     exercise = request.getfixturevalue("exercise")
     if _kept.get("exercise") is not exercise:
         _kept.clear()
         _kept["exercise"] = exercise
-    known = {id(fn) for fn in (exercise.solution, *exercise.mistakes.values())}
-    verdict, cases, run = exercise.verdict, exercise._cases, exercise._run
-    judged, numbers = [None], {}
-
-    def numbered():
-        numbers.clear()
-        for i, args in enumerate(cases()):
-            numbers[id(args)] = i
-            yield args
-
-    def run_once(fn, args, **how):
-        if id(fn) not in known or fn is judged[0] or id(args) not in numbers:
-            return run(fn, args, **how)
-        key = (id(fn), numbers[id(args)], *how.items())
-        if key not in _kept:
-            _kept[key] = run(fn, args, **how)
-        return _kept[key]
-
-    def judge(fn):
-        judged[0] = fn
-        return verdict(fn)
-
-    monkeypatch.setattr(exercise, "_cases", numbered)
-    monkeypatch.setattr(exercise, "_run", run_once)
-    monkeypatch.setattr(exercise, "verdict", judge)
+    with remembered(exercise, _kept):
+        yield
 
 
 _kept: dict = {}

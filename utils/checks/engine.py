@@ -141,16 +141,19 @@ class Exercise:
         return register
 
     # -------- how a learner's function is judged
-    def verdict(self, fn: Callable) -> Verdict:
+    def verdict(self, fn: Callable, brief: bool = False) -> Verdict:
         """Judge `fn`; never raises on behalf of the learner's code, and gives it `SECONDS` seconds of
         processor time in all.
 
         What the solution and the known mistakes take is not counted. The kernel is as before, random states too.
+
+        Args:
+            brief: stop at the first thing that is wrong, and name no mistake.
         """
         where = _code_files(fn)
         with guards.kernel_kept(), printed(PRINTED) as streams:
             try:
-                return interruptible(_Judge(self, fn, where, streams).verdict)
+                return interruptible(_Judge(self, fn, where, streams, brief).verdict)
             except TookTooLong as error:
                 says = f"did not finish within {SECONDS} s: is there a loop that never ends?"
                 return Verdict("wrong", says, _line_of(error, where))
@@ -257,8 +260,8 @@ class NotPrepared(Exception):
 class _Judge:
     """One answer before the check: what it has used of its time, and what it left behind."""
 
-    def __init__(self, exercise: Exercise, fn: Callable, where: set[str], streams: list[Printed]):
-        self.exercise, self.fn, self.where, self.streams = exercise, fn, where, streams
+    def __init__(self, exercise: Exercise, fn: Callable, where: set[str], streams: list[Printed], brief: bool):
+        self.exercise, self.fn, self.where, self.streams, self.brief = exercise, fn, where, streams, brief
         self.used = 0.0
         self.left: list[str] = []
 
@@ -300,6 +303,8 @@ class _Judge:
                 part = "" if method in (None, exercise.name) else f" (`{method}`)"
                 return Verdict("unwritten", f"not written yet{part}", [])
             gots.append(got)
+            if self.brief and (said := self._compare(got, want, args)):
+                return Verdict("wrong", said, [])
         said = [self._compare(got, want, args) for got, want, args in zip(gots, wants, cases, strict=True)]
         for stream in self.streams:
             stream.muted = True  # what an answer prints was seen once

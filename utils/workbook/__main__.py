@@ -18,6 +18,7 @@ def main() -> int:
         "unit": "run the unit tests and the proof of the checks",
         "test": "run everything, and say what it took",
         "mistakes": "put named mistakes into the solved notebooks: each must change an output",
+        "mutants": "make wrong versions of every solution by rule: the checks must reject them",
         "portable": "run the solved notebooks and the checks' own solutions as other machines would",
         "spread": "say how far a chapter's numbers move from machine to machine",
         "start": "copy the chapters into work/ where no copy stands",
@@ -27,16 +28,19 @@ def main() -> int:
         "lab": "open JupyterLab in work/",
     }.items():
         command = commands.add_parser(name, help=text)
-        if name in ("build", "coarse", "execute", "nbval", "portable", "spread", "update", "mistakes"):
+        if name in ("build", "coarse", "execute", "nbval", "portable", "spread", "update", "mistakes", "mutants"):
             command.add_argument("chapter", nargs="?", help="number or name; all without it")
         if name == "mistakes":
             command.add_argument("--sample", action="store_true", help="one a chapter, the quickest")
             command.add_argument("--search", action="store_true", help="find three a chapter and list them")
             command.add_argument("--every", action="store_true", help="with --search: try all")
+        if name in ("portable", "spread", "mutants"):
+            command.add_argument("--jobs", type=int, help="how many at once; the number of cores without it")
+        if name == "mutants":
+            command.add_argument("--sample", action="store_true", help="a few of every second exercise")
         if name in ("portable", "spread"):
             seeds = 3 if name == "portable" else 8
             command.add_argument("--seeds", type=int, default=seeds, help="how many machines with rounding noise")
-            command.add_argument("--jobs", type=int, help="how many threads at once; the number of cores without it")
         if name == "portable":
             command.add_argument("--setting", help="only this one: noise-1, cpu-default, threads-2, hash-7, …")
             command.add_argument("--sample", action="store_true", help="two short chapters under one seed")
@@ -99,6 +103,10 @@ def run(args) -> int | None:
         if not args.search:
             return min(1, mistakes.named_mistakes(args.chapter, args.sample))
         print("\n".join(mistakes.search(args.chapter, args.every)))
+    elif args.command == "mutants":
+        from utils.workbook.mutants import run as run_mutants
+
+        return bool(run_mutants(args.chapter, args.jobs, args.sample))
     elif args.command == "test":
         from utils.workbook.testing import test
 

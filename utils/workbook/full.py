@@ -21,6 +21,7 @@ WORKBOOK = [sys.executable, "-m", "utils.workbook"]
 # Name → command. Each says itself what failed, and returns non-zero then.
 PARTS = {
     "named mistakes": [*WORKBOOK, "mistakes"],
+    "mutants": [*WORKBOOK, "mutants"],
     "other machines": [*WORKBOOK, "portable"],
     "set-up": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_setup.py"],
     "histories of a learner's copy": [sys.executable, "-m", "pytest", "tests/test_histories.py", "--histories=2000"],
