@@ -229,8 +229,8 @@ class HeadDial:
         dial = HeadDial(layer=1, head=2, strength=0.5)
         model.run_with_hooks(tokens, fwd_hooks=[(dial.hook_name, dial.turn_down)])
 
-    Setting `strength` outside 0 to 1, at the beginning or later, raises a ValueError
-    and changes nothing.
+    Setting `strength` to anything but 0 to 1 (NaN neither), at the beginning or later,
+    raises a ValueError and changes nothing.
     """
 
     def __init__(self, layer: int, head: int, strength: float = 1.0):
@@ -391,7 +391,7 @@ def gpt2_places(layer: int) -> dict[str, tuple[str, str]]:
     """Where transformers' GPT-2 keeps what TransformerLens calls `resid_pre`, `z`,
     `attn_out`, `resid_mid`, `pre`, `post`, `mlp_out` and `resid_post` in this layer.
 
-    For each of these names, in this order: the path of a module of `GPT2LMHeadModel`,
+    For each of these names: the path of a module of `GPT2LMHeadModel`,
     such as "transformer.h.0.ln_1", and "input" or "output". Of `z` the heads stand side
     by side in one dimension.
     """

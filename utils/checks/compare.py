@@ -112,6 +112,8 @@ def _arrays(got, want, rtol, atol) -> str | None:
 
 
 def _texts(got, want) -> str:
+    if not isinstance(want, str | bytes):
+        return f"got {got}, expected {want}"
     at = next((i for i, (a, b) in enumerate(zip(got, want, strict=False)) if a != b), min(len(got), len(want)))
     if at < 30:
         return f"got {short(got)}, expected {short(want)}"

@@ -227,6 +227,7 @@ def use_centring(cls):
     mean += 5
     seen["after the tensor that it was given has changed"] = module(x)
     seen["trained"] = [name for name, p in module.named_parameters() if p.requires_grad]
+    seen["parameters"] = [name for name, _ in module.named_parameters()]
     seen["saved"] = sorted(module.state_dict())
     other = cls(torch.zeros(4))
     seen["loads"] = said_of(lambda: bool(other.load_state_dict(module.state_dict())))
@@ -261,6 +262,12 @@ class _(ts.Centring):
 class _(ts.Centring):
     def __init__(self, mean):
         changed(self, mean, lambda mean: setattr(self, "mean", nn.Parameter(mean.clone())))
+
+
+@Centring.mistake("a parameter without gradients is a parameter still, and trained by who unfreezes all: a buffer")
+class _(ts.Centring):
+    def __init__(self, mean):
+        changed(self, mean, lambda mean: setattr(self, "mean", nn.Parameter(mean.clone(), requires_grad=False)))
 
 
 @Centring.mistake("persistent=False leaves the buffer out of state_dict(): then it is not saved")

@@ -55,7 +55,7 @@ SECTION = {1: 1, 2: 1, 3: 1, 4: 2, 5: 3, 6: 3, 7: 4, 8: 5, 9: 6, 10: 8}
 def same_answers(got, want, *args):
     if not isinstance(got, dict):
         return difference(got, want)
-    wrong = [n for n, answer in want.items() if n not in got or difference(got[n], answer)]
+    wrong = [n for n, answer in want.items() if n not in got or difference(got[n], answer, rtol=1e-6)]
     if not wrong:
         return None
     numbers, sections = (
@@ -136,6 +136,10 @@ def use_timed(timed):
     seen, paused, meter = use_decorator(timed)
     seen["number of seconds"] = len(paused.seconds)
     seen["seconds as long as the call"] = [s >= n for s, n in zip(paused.seconds, (0.009, 0.019), strict=False)]
+    began = time.perf_counter()
+    paused(0)
+    around = time.perf_counter() - began
+    seen["no more seconds than went by"] = paused.seconds[-1] <= 2 * around + 0.001 if paused.seconds else None
     for _ in range(5):
         paused(0)
     seen["a short call after longer ones is short"] = min(paused.seconds[2:], default=0) < 0.03
@@ -197,6 +201,17 @@ def _(fn):
 @timed.mistake("each entry is the time of one call, not the sum so far")
 def _(fn):
     return timing(fn, total=True)
+
+
+@timed.mistake("the entries are seconds: perf_counter() gives seconds already, don't multiply")
+def _(fn):
+    class InMilliseconds(list):
+        def append(self, seconds):
+            super().append(1000 * seconds)
+
+    wrapper = timing(fn)
+    wrapper.seconds = InMilliseconds()
+    return wrapper
 
 
 @timed.law("every decorated function has a list of its own")
@@ -323,6 +338,15 @@ def use_cached(cached_on_disk, tensor, keyword):
         return layer + 0.5
 
     seen = {}
+
+    def joined(*args, **kwargs):
+        return repr((args, sorted(kwargs.items())))
+
+    answers = [lambda: "what torch.save can't write", 5.0]
+
+    def second_time(layer):
+        return answers.pop(0)
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "made" / "when needed"
         first = cached_on_disk(folder)(column)
@@ -335,7 +359,13 @@ def use_cached(cached_on_disk, tensor, keyword):
         seen["results"] = results
         seen["calls computed in the first session"] = list(computed)
         seen["another function, the same arguments"] = cached_on_disk(folder)(other)(2)
-        names = [path.name for path in folder.rglob("*") if path.is_file()]
+        as_text = cached_on_disk(folder / "texts")(joined)
+        calls = ((1, 23), (12, 3), ("1", 23), ("a", "b, c"), ("a, b", "c"), (1, 23))
+        seen["calls whose arguments are alike as text"] = [as_text(*args) for args in calls]
+        once = cached_on_disk(folder / "broken off")(second_time)
+        raised_by(once, 1)
+        seen["after a result that could not be written"] = said_of(once, 1)
+        names = [path.name for path in folder.glob("*") if path.is_file()]
         seen["number of files"] = len(names)
         original = builtins.hash
         with mock.patch("builtins.hash", lambda x: original(("another process", x))):
@@ -355,7 +385,7 @@ def _():
     yield from (("alone", None), ("in a list", None), ("in a tuple", None), ("alone", "scale"))
 
 
-def caching(folder, key=None, refuse=True, file=True, named=True):
+def caching(folder, key=None, refuse=True, file=True, named=True, whole=True):
     key = key or (lambda args, kwargs: repr((args, sorted(kwargs.items()))))
 
     def decorator(fn):
@@ -371,7 +401,9 @@ def caching(folder, key=None, refuse=True, file=True, named=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             kept[path] = result = fn(*args, **kwargs)
             if file:
-                torch.save(result, path)
+                beside = path.with_name("beside") if whole else path
+                torch.save(result, beside)
+                beside.replace(path)
             return result
 
         return wrapper
@@ -395,6 +427,16 @@ def _(folder):
 @cached_on_disk.mistake("the arguments are left out of the file's name: all calls of a function share one file")
 def _(folder):
     return caching(folder, key=lambda args, kwargs: "")
+
+
+@cached_on_disk.mistake("1 and 23 run together to the text of 12 and 3, and 1 is not '1': take the repr of all")
+def _(folder):
+    return caching(folder, key=lambda args, kwargs: "".join(map(str, [*args, *sorted(kwargs.items())])))
+
+
+@cached_on_disk.mistake("where writing fails, half a file stays under the right name: write beside it, then replace()")
+def _(folder):
+    return caching(folder, whole=False)
 
 
 @cached_on_disk.mistake("two functions share a file: put the function's name into the file's name")
@@ -430,7 +472,9 @@ def _(folder):
             place = Path(folder) / self.__name__ / str([*args, *sorted(kwargs.items())]).encode().hex()
             if not place.is_file():
                 place.parent.mkdir(parents=True, exist_ok=True)
-                torch.save(self.fn(*args, **kwargs), place)
+                in_memory = io.BytesIO()
+                torch.save(self.fn(*args, **kwargs), in_memory)
+                place.write_bytes(in_memory.getvalue())
             return torch.load(place)
 
     return Cached
@@ -507,11 +551,13 @@ def _(name, layers, fn):
 
 def use_head_class(head_class):
     Head = head_class()
-    head = Head(0, 3)
+    head, numbers = Head(0, 3), ((10, 1), (2, 0), (0, 9), (0, 10))
     seen = {
         "equal": (head == Head(0, 3), head == Head(3, 0), Head(layer=2, head=1) == Head(2, 1)),
         "its numbers": (head.layer, head.head),
-        "sorted": said_of(lambda: [(h.layer, h.head) for h in sorted([Head(1, 0), Head(0, 9), Head(0, 3)])]),
+        "sorted": said_of(
+            lambda: [(h.layer, h.head) for h in sorted([Head(10, 1), Head(2, 0), Head(0, 9), Head(0, 10)])]
+        ),
         "as a key": said_of(lambda: {head: "induction"}[Head(0, 3)]),
         "changed afterwards": [raised_by(setattr, head, "layer", 5) == "nothing raised", head.layer],
         "str": str(head),
@@ -557,6 +603,13 @@ def _():
 @head_class.mistake("heads don't sort: dataclass(order=True) makes the comparisons")
 def _():
     return made(frozen=True, ordered=False)
+
+
+@head_class.mistake("heads sort by their numbers, not as text: 9 comes before 10")
+def _():
+    cls = made(frozen=True)
+    cls.__lt__ = lambda self, other: str(self) < str(other)
+    return cls
 
 
 @head_class.mistake("str() shows what repr() shows: write __str__, and leave __repr__ to the dataclass")
@@ -643,6 +696,19 @@ class _(toolbox.HeadDial):
     @strength.setter
     def strength(self, value):
         if value < 0 or value != value:
+            raise ValueError
+        self._strength = value
+
+
+@HeadDial.mistake("NaN is neither below 0 nor above 1, and no strength: ask `if not 0 <= value <= 1`")
+class _(toolbox.HeadDial):
+    @property
+    def strength(self):
+        return self._strength
+
+    @strength.setter
+    def strength(self, value):
+        if value < 0 or value > 1:
             raise ValueError
         self._strength = value
 
@@ -882,6 +948,9 @@ def _(values):
 # ---------------------------------------------------------------- token_table
 
 
+LINES = set(map(chr, range(0x2500, 0x2580)))  # of which frames are drawn
+
+
 def use_table(token_table, tokens, values, *title):
     """The table drawn on a console of plain text, and what of it is bold."""
     table = token_table(tokens, values, *title)
@@ -894,7 +963,7 @@ def use_table(token_table, tokens, values, *title):
     return {
         "columns": headers,
         "rows": table.row_count,
-        "what it says": [word for line in segments for word in line.text.split() if word not in "│┃┡╇╈┏┓┗┛┳┻━─┼├┤└┘┴┬"],
+        "what it says": [word for line in segments for word in line.text.split() if not LINES.issuperset(word)],
         "bold": [word for word in bold if word not in headers],
         "title": str(table.title or ""),
     }

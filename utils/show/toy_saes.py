@@ -63,7 +63,8 @@ def plot_latents(
                 figure.add_trace(trace, row=row, col=i + 1)
     side = min(300, WIDTH / n)
     figure.update_layout(title=title, width=max(n * side, 520) + 60, height=2 * side + 130)
-    square_axes(figure, 2 * n, limit=1.5)
+    reach = max(float(W_enc.abs().max()), float(W_dec.abs().max()))
+    square_axes(figure, 2 * n, limit=max(1.5, 1.2 * reach))  # with room for the number at an arrow's end
     figure.update_yaxes(title_text="encoder: hidden dim. 1", row=1, col=1)
     figure.update_yaxes(title_text="decoder: hidden dim. 1", row=2, col=1)
     figure.update_xaxes(title_text="hidden dim. 0", row=2)
