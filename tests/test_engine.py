@@ -546,6 +546,7 @@ def test_same(got, want):
         (torch.tensor([5001]), torch.tensor([5000]), "1 of 1 values differ"),
         (5001, 5000, "got 5001, expected 5000"),
         (True, 1, "returned bool"),
+        ([True, False], [True, True], "item 1: got False, expected True"),
         ([1, 2], [1, 2, 3], "has 2 items, expected 3"),
         ([1, 3, 3], [1, 2, 3], "item 1: got 3, expected 2"),
         ({"a": 1}, {"a": 1, "b": 2}, "the key 'b' is missing"),
