@@ -8,10 +8,13 @@ from queue import Empty
 from types import SimpleNamespace
 
 import nbformat
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from nbval.kernel import CURRENT_ENV_KERNEL_NAME, RunningKernel
 
 from utils.workbook import ROOT, WorkbookError, execute, full, nbval_plugin, testing
+from utils.workbook.kernels import Nursery
 from utils.workbook.mistakes import Shell, in_a_child
 
 BURN = "import time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
@@ -55,13 +58,50 @@ def test_one_run_of_tests_and_notebooks(tmp_path):
     command = [sys.executable, "-m", "pytest", "-p", "utils.workbook.nbval_plugin", "-p", "utils.workbook.testing"]
     command += ["--nbval", "--nbval-current-env", "-n", "2", "--no-loadscope-reorder", "-c", "/dev/null"]
     # No time at all for a kernel to start: the plugin's own limit stands above it.
-    command += ["--nbval-kernel-startup-timeout=0", f"--rootdir={tmp_path}", str(tmp_path)]
+    command += ["--nbval-kernel-startup-timeout=0", "--kernels-with=json", f"--rootdir={tmp_path}", str(tmp_path)]
     environment = {**os.environ, "WORKBOOK_TEST_SECONDS": str(tmp_path / "seconds.json")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert "assert 1 == 2" in done.stdout and "1 failed, 5 passed" in done.stdout, done.stdout
     counted = json.loads((tmp_path / "seconds.json").read_text())["this run"]
-    assert set(counted) == {"short.ipynb", "long.ipynb", "test_unit.py"}
-    assert counted["long.ipynb"] > counted["short.ipynb"]
+    assert set(counted) == {"short.ipynb", "long.ipynb", "test_unit.py", testing.IMPORTS}
+    assert counted["long.ipynb"] > counted["short.ipynb"] and counted[testing.IMPORTS] > 0
+    assert testing.part_of(testing.IMPORTS) == "solved notebooks"
+
+
+def printed_by(kernel: RunningKernel, code: str) -> list[str]:
+    """The lines that the code prints there."""
+    asked, printed = kernel.kc.execute(code), ""
+    while True:
+        message = kernel.get_message("iopub", timeout=60)
+        if message["parent_header"].get("msg_id") == asked:
+            if message["content"].get("execution_state") == "idle":
+                return printed.splitlines()
+            printed += message["content"].get("text", "")
+
+
+def test_a_forked_kernel_is_as_one_that_starts_anew(tmp_path):
+    """Same folder, paths and environment, none of the course's modules, a group of its own for signals."""
+    code = "import json, os, sys; print(json.dumps([os.getcwd(), sys.path, os.environ['OF_OUR_OWN']]))\n"
+    code += "print([name for name in sys.modules if name.split('.')[0] == 'utils'], os.getpgid(0) == os.getpid())"
+    nursery = Nursery(["wave"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OF_OUR_OWN", "set later")
+        with nursery.starts_kernels():
+            forked = RunningKernel(CURRENT_ENV_KERNEL_NAME, str(tmp_path), startup_timeout=execute.START_SECONDS)
+        anew = RunningKernel(CURRENT_ENV_KERNEL_NAME, str(tmp_path), startup_timeout=execute.START_SECONDS)
+    try:
+        said = [printed_by(kernel, code) for kernel in (forked, anew)]
+        assert said[0] == said[1] and said[0][1] == "[] True"
+        loaded = [printed_by(kernel, "print('wave' in sys.modules)") for kernel in (forked, anew)]
+        assert loaded == [["True"], ["False"]]
+    finally:
+        anew.stop()
+        forked.stop()
+    assert not forked.is_alive()
+    with nursery.starts_kernels():
+        left = RunningKernel(CURRENT_ENV_KERNEL_NAME, str(tmp_path), startup_timeout=execute.START_SECONDS)
+    nursery.close()
+    assert not psutil.pid_exists(left.km.provisioner.process.pid)
 
 
 @pytest.mark.parametrize("used, ends", [(0.0, False), (700.0, True)])

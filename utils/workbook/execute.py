@@ -18,6 +18,7 @@ from utils.workbook import ROOT, SOLUTIONS, WorkbookError, chapter_names
 from utils.workbook.build import KERNEL, read_notebook
 from utils.workbook.compare import SKIPPED, not_recorded
 from utils.workbook.files import write_whole
+from utils.workbook.kernels import LIBRARIES
 from utils.workbook.lab import settle
 
 CELL_SECONDS = 600  # of the kernel's processor time: a busy machine ends no cell
@@ -126,6 +127,8 @@ def run_pytest(files: list[str], extra: list[str] = ()) -> int:
     processes = "0" if len(files) == 1 and files[0].endswith(".ipynb") else "auto"
     command = [sys.executable, "-m", "pytest", "-p", "utils.workbook.nbval_plugin", "-p", "utils.workbook.testing"]
     command += ["--nbval", "--nbval-current-env", f"--nbval-cell-timeout={CELL_SECONDS}"]
+    if sys.platform == "linux":  # elsewhere a process that has imported such libraries can't be forked
+        command += ["--kernels-with", " ".join(LIBRARIES)]
     command += ["-n", processes, "--no-loadscope-reorder", *extra, *files]
     settle()
     environment = {**ONE_THREAD, **KEEP_MEMORY, **os.environ}

@@ -1,7 +1,8 @@
 """`make test` in one run of pytest, a process a core, one thread each; and where the processor's time went.
 
 As a plugin (`-p utils.workbook.testing`) it hands out notebooks first and the longest of them before the others, keeps
-what shares fixtures in one process, and counts each test's processor time, its kernel's and its children's included.
+what shares fixtures in one process, starts a notebook's kernel with the libraries imported, and counts each test's
+processor time, its kernel's and its children's included.
 """
 
 import json
@@ -11,8 +12,10 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
+import nbval.kernel
 import psutil
 import pytest
 from xdist.scheduler import LoadScopeScheduling
@@ -20,6 +23,7 @@ from xdist.scheduler import LoadScopeScheduling
 from utils.workbook import ROOT
 from utils.workbook.execute import kernel_seconds, run_pytest, solved_notebooks
 from utils.workbook.files import write_whole
+from utils.workbook.kernels import Nursery
 
 # Part → (its share in minutes of processor time, for twelve chapters; the files whose names begin so).
 PARTS = {
@@ -30,6 +34,7 @@ PARTS = {
     "all else": (3.0, ()),
 }
 LONGEST_NOTEBOOK = 120  # seconds
+IMPORTS = "solutions/ (what all kernels import)"
 MEMORY = 6.0  # GB
 
 
@@ -110,6 +115,31 @@ def pytest_xdist_make_scheduler(config, log):
     return Scheduler(config, log)
 
 
+_start = nbval.kernel.RunningKernel.__init__
+_libraries: list[str] = []
+_nursery: Nursery | None = None  # of this worker, where it has run a notebook
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kernels-with", metavar="MODULES", help="each worker imports them once, for all its kernels")
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        _libraries[:] = (config.getoption("--kernels-with") or "").split()
+
+
+def start(self, *args, **options):
+    global _nursery
+    if _libraries and not _nursery:
+        _nursery = Nursery(_libraries)
+    with _nursery.starts_kernels() if _nursery else nullcontext():
+        _start(self, *args, **options)
+
+
+nbval.kernel.RunningKernel.__init__ = start
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     took, first = _kept("known"), {}
@@ -166,7 +196,14 @@ def pytest_runtest_logreport(report):
             _seconds[group_of(report.nodeid)] += value
 
 
+def pytest_testnodedown(node):
+    _seconds[IMPORTS] += getattr(node, "workeroutput", {}).get("nursery", 0)
+
+
 def pytest_sessionfinish(session):
+    if _nursery:
+        session.config.workeroutput["nursery"] = _nursery.seconds()
+        _nursery.close()
     if not _seconds or hasattr(session.config, "workerinput"):
         return
     file = _file()
