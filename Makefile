@@ -19,7 +19,7 @@ STAMP := .venv/.installed
 endif
 
 # What a shell brings along for other Pythons stays outside.
-unexport PYTHONPATH PYTHONHOME PYTHONOPTIMIZE PYTHONWARNINGS
+unexport PYTHONPATH PYTHONHOME PYTHONOPTIMIZE PYTHONWARNINGS PYTHONDONTWRITEBYTECODE
 export PYTHONNOUSERSITE := 1
 
 RUN := $(PY) -m utils.workbook

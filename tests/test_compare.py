@@ -99,21 +99,19 @@ def verdicts(tmp_path_factory):
     for name, tolerance in TOLERANCES.items():
         cells[list(CELLS).index(name)].metadata["tolerance"] = tolerance
     nbformat.write(new_notebook(cells=cells), folder / "self_test.ipynb")
-    return run_nbval(folder / "self_test.ipynb")
-
-
-def run_nbval(path):
+    dies = [new_code_cell("import os; os._exit(1)", execution_count=1, id="dies")]
+    nbformat.write(new_notebook(cells=dies), folder / "dies.ipynb")
     command = [sys.executable, "-m", "pytest", "-p", "utils.workbook.nbval_plugin", "--nbval", "--nbval-current-env"]
-    command += ["-p", "no:cacheprovider", "-rA", "-c", "/dev/null", str(path)]
+    command += ["-p", "no:cacheprovider", "-rA", "-c", "/dev/null", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    states = re.findall(r"^(PASSED|FAILED) .*::Cell (\d+)", done.stdout, re.M)
-    return {int(n): state == "PASSED" for state, n in states}, done.stdout
+    states = re.findall(r"^(PASSED|FAILED) .*/(\w+)\.ipynb::Cell (\d+)", done.stdout, re.M)
+    return {(notebook, int(n)): state == "PASSED" for state, notebook, n in states}, done.stdout
 
 
 @pytest.mark.parametrize("name", CELLS)
 def test_nbval_fails_exactly_in_the_wrong_cells(name, verdicts):
     passed, output = verdicts
-    assert passed[list(CELLS).index(name)] == CELLS[name][2], output[-3000:]
+    assert passed["self_test", list(CELLS).index(name)] == CELLS[name][2], output[-3000:]
 
 
 def test_report_names_cell_and_value(verdicts):
@@ -122,11 +120,9 @@ def test_report_names_cell_and_value(verdicts):
     assert f"cell cell-{index}: output 0 (figure).data[0].y[1]: 1 of 2 values differ, first 2.5, recorded 2.6" in output
 
 
-def test_dead_kernel_fails_at_once(tmp_path):
-    cells = [new_code_cell("import os; os._exit(1)", execution_count=1, id="dies")]
-    nbformat.write(new_notebook(cells=cells), tmp_path / "dies.ipynb")
-    passed, output = run_nbval(tmp_path / "dies.ipynb")
-    assert passed == {0: False}, output
+def test_dead_kernel_fails_at_once(verdicts):
+    passed, output = verdicts
+    assert passed["dies", 0] is False, output
 
 
 def test_placeholders_have_one_name():

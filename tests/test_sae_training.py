@@ -10,14 +10,22 @@ from sae_lens import SAE, HookedSAETransformer
 from utils.models import DamagedWeightsError, load, load_sae, load_tokenizer, loading, sae_layers
 from utils.models import files as model_files
 from utils.saes import sae_metrics
+from utils.training import saes
 from utils.training.__main__ import main
 from utils.training.config import SAE_RUNS, SAERun
-from utils.training.saes import train
 from utils.world import rows, sample
 
 # The threshold that takes the place of the k largest is a running mean: it needs some hundred steps.
-TINY = partial(SAERun, d_sae=256, k=8.0, n_tokens=60_000, batch_tokens=256)
-BARELY = partial(TINY, n_tokens=10 * 256)
+TINY = partial(SAERun, d_sae=256, k=8.0, n_tokens=200 * 128, batch_tokens=128)
+BARELY = partial(TINY, n_tokens=10 * 128)
+RESID, Z = "blocks.2.hook_resid_pre", "blocks.1.attn.hook_z"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_shards():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saes, "DOCUMENTS_PER_SHARD", 200)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +35,11 @@ def model():
 
 @pytest.fixture(scope="module")
 def tokens():
-    return rows(sample(500, 5), load_tokenizer().backend_tokenizer, 128).long()[:64]
+    return rows(sample(150, 5), load_tokenizer().backend_tokenizer, 128).long()[:16]
 
 
 def trained(settings, folder, model):
-    made = train(settings, folder, model)
+    made = saes.train(settings, folder, model)
     assert made == folder / settings.name and not (folder / f"{settings.name}.part").exists()
     sae = SAE.load_from_disk(made)
     assert sae.cfg.metadata.hook_name == settings.hook_name and sae.W_dec.shape == (256, 192)
@@ -39,17 +47,22 @@ def trained(settings, folder, model):
     return sae
 
 
-@pytest.mark.parametrize("hook_name", ["blocks.2.hook_resid_pre", "blocks.1.attn.hook_z"])
-def test_training_saves_what_sae_lens_loads(model, tmp_path, hook_name):
-    trained(BARELY(hook_name), tmp_path, model)
+@pytest.fixture(scope="module")
+def barely(model, tmp_path_factory):
+    """Place → an autoencoder that has seen ten batches."""
+    return {place: trained(BARELY(place), tmp_path_factory.mktemp("barely"), model) for place in (RESID, Z)}
 
 
-def test_a_trained_one_beats_one_that_was_barely_trained(model, tokens, tmp_path):
-    place = "blocks.1.attn.hook_z"
-    well = sae_metrics(model, trained(TINY(place), tmp_path / "well", model), tokens)
-    barely = sae_metrics(model, trained(BARELY(place), tmp_path / "barely", model), tokens)
-    assert well["explained_variance"] > barely["explained_variance"] + 0.3
-    assert 4 < well["L0"] < 16 and barely["L0"] > 50
+@pytest.mark.parametrize("place", [RESID, Z])
+def test_training_saves_what_sae_lens_loads(place, barely):
+    assert barely[place].cfg.metadata.hook_name == place
+
+
+def test_a_trained_one_beats_one_that_was_barely_trained(model, tokens, barely, tmp_path):
+    well = sae_metrics(model, trained(TINY(Z), tmp_path, model), tokens)
+    before = sae_metrics(model, barely[Z], tokens)
+    assert well["explained_variance"] > before["explained_variance"] + 0.3
+    assert 4 < well["L0"] < 16 and before["L0"] > 50
 
 
 def test_every_shipped_autoencoder_fits_the_model_and_reconstructs(model, tokens):

@@ -106,9 +106,17 @@ def test_another_package_of_that_name_hides_nothing(course, tmp_path):
     assert python(course, "import utils; print(utils.__file__)", "work", PYTHONPATH=str(other)) == here(course)
 
 
+def test_what_only_costs_time_is_not_imported(course):
+    """jsonschema, and with it nbformat, takes the module where it is there."""
+    (site,) = (course / ".venv" / "lib").glob("*/site-packages")
+    (site / "rfc3987_syntax.py").write_text("raise SystemExit('imported')\n")
+    code = "import contextlib\nwith contextlib.suppress(ImportError): import rfc3987_syntax\nprint('without')"
+    assert python(course, code) == "without"
+
+
 def test_settings_of_other_pythons_stay_outside(course):
     (course / "more.mk").write_text("shown:\n\t@env\n")
-    names = ["PYTHONPATH", "PYTHONHOME", "PYTHONOPTIMIZE", "PYTHONWARNINGS"]
+    names = ["PYTHONPATH", "PYTHONHOME", "PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONDONTWRITEBYTECODE"]
     said = make(course, "-f", "Makefile", "-f", "more.mk", "shown", **dict.fromkeys(names, "error"))
     assert said.returncode == 0 and not {line.partition("=")[0] for line in said.stdout.splitlines()} & set(names)
 

@@ -5,6 +5,7 @@ what shares fixtures in one process, starts a notebook's kernel with the librari
 processor time, its kernel's and its children's included.
 """
 
+import gc
 import json
 import os
 import re
@@ -25,10 +26,11 @@ from utils.workbook.execute import kernel_seconds, run_pytest, solved_notebooks
 from utils.workbook.files import write_whole
 from utils.workbook.kernels import Nursery
 
+PROOF = tuple(f"tests/test_{name}" for name in ("checks", "mutants", "hints", "named", "poison"))
 # Part → (its share in minutes of processor time, for twelve chapters; the files whose names begin so).
 PARTS = {
     "solved notebooks": (14.0, ("solutions/", "tests/test_samples")),  # those that run again under noise too
-    "proof of the checks": (4.0, ("tests/test_checks", "tests/test_mutants", "tests/test_hints", "tests/test_named")),
+    "proof of the checks": (4.0, PROOF),
     "browser": (1.5, ("tests/test_browser",)),
     "the learner's work": (1.5, ("tests/test_update", "tests/test_learner", "tests/test_histories")),
     "all else": (3.0, ()),
@@ -126,7 +128,13 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     if hasattr(config, "workerinput"):
+        gc.disable()  # what is imported and collected stays: to look for garbage in it costs a third of the time
         _libraries[:] = (config.getoption("--kernels-with") or "").split()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 def start(self, *args, **options):
