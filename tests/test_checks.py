@@ -1,7 +1,9 @@
 """The checks' own proof: right answers pass, every named mistake is caught with its own sentence."""
 
 import importlib
+import inspect
 import pkgutil
+import re
 
 import pytest
 import torch
@@ -82,6 +84,17 @@ def test_every_law_can_be_broken(exercise):
     for sentence, law in exercise.laws.items():
         wrong = [*exercise.mistakes.values(), *(constant(value) for value in CONSTANTS)]
         assert any(not exercise.obeys(law, fn) for fn in wrong), sentence
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=IDS)
+def test_every_promised_exception_is_provoked(exercise):
+    parts = [exercise.solution]
+    if isinstance(exercise.solution, type):
+        parts += [f for f in vars(exercise.solution).values() if inspect.isfunction(f)]
+    said = [re.search(r"^ *Raises:\n(.*?)(\n\n|\Z)", inspect.getdoc(f) or "", re.M | re.S) for f in parts]
+    promised = {name for text in said if text for name in re.findall(r"^    (\w+):", text[1], re.M)}
+    raised = {type(exercise._run(exercise.solution, args).error).__name__ for args in exercise.prepared()}
+    assert promised <= raised
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=IDS)

@@ -11,6 +11,10 @@ A chapter's checks module states its exercises like this:
     def _():
         yield (["a", "b", "a"], ("a", "b"))
 
+    @merge_pair.refused
+    def _():
+        yield ([], ("a", "b"))
+
     @merge_pair.mistake("you merged only the first place: go on to the end of the word")
     def _(symbols, pair): ...
 
@@ -28,6 +32,7 @@ import copy
 import functools
 import importlib
 import inspect
+import itertools
 import linecache
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -117,6 +122,12 @@ class Exercise:
         self._cases = generator
         return generator
 
+    def refused(self, generator: Callable[[], Iterable[tuple]]):
+        """Decorator, after `cases`: a function that yields argument tuples at which the solution raises."""
+        cases = self._cases
+        self._cases = lambda: itertools.chain(cases(), generator())
+        return generator
+
     def mistake(self, sentence: str):
         """Decorator: a typical wrong answer, and what to tell a learner who wrote it."""
         return self._into(self.mistakes, sentence)
@@ -196,7 +207,7 @@ class Exercise:
         if want.error is not None:
             expected = type(want.error)
             if got.error is None:
-                return f"accepted this input, but should raise {expected.__name__}"
+                return f"accepted this input, but should raise {_describe(want.error)}"
             return (
                 None if isinstance(got.error, expected) else f"raised {_describe(got.error)}, not {expected.__name__}"
             )
@@ -309,7 +320,8 @@ class _Judge:
         for stream in self.streams:
             stream.muted = True  # what an answer prints was seen once
         if any(said):
-            first = next(i for i, s in enumerate(said) if s)
+            # What a refused input shows least of all is how the answer computes.
+            first = min((i for i, s in enumerate(said) if s), key=lambda i: wants[i].error is not None)
             if named := self._named(gots, wants, cases, first):
                 return Verdict("wrong", named, self.left[:1])
             detail = _line_of(gots[first].error, self.where) or [f"on the input: {_inputs(cases[first])}"]
@@ -324,8 +336,8 @@ class _Judge:
         return Verdict("solved", "right", [])
 
     def _named(self, gots, wants, cases, first: int) -> str | None:
-        """The mistake whose outcomes equal the learner's everywhere, or else, with "perhaps", on the first case that
-        differs."""
+        """The mistake whose outcomes equal the learner's everywhere (where the input is not refused), or else, with
+        "perhaps", on the first case that differs."""
         exercise, on_first = self.exercise, None
         for sentence, wrong in exercise.mistakes.items():
             outcome = exercise._run(wrong, cases[first])
@@ -334,7 +346,7 @@ class _Judge:
                 continue
             if self._compare(gots[first], outcome, cases[first]):
                 continue
-            others = (i for i in range(len(cases)) if i != first)
+            others = (i for i in range(len(cases)) if i != first and (wants[i].error is None or wants[first].error))
             if not any(self._compare(gots[i], exercise._run(wrong, cases[i]), cases[i]) for i in others):
                 return sentence
             on_first = on_first or sentence

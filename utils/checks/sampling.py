@@ -74,6 +74,12 @@ def _():
     yield (torch.tensor([[-math.inf, -2.0, -1.0, -9.0]]),)
 
 
+@greedy_search.refused
+def _():
+    yield (torch.tensor([[1.0, 2.0], [-math.inf, -math.inf]]),)
+    yield (torch.tensor([[1.0, math.nan]]),)
+
+
 @greedy_search.mistake("you searched over the rows: the largest logit of each row is along dim=-1")
 def _(logits):
     return logits.argmax(dim=0)
@@ -96,6 +102,7 @@ def _(logits):
 
 @greedy_search.right
 def _(logits):
+    sp.require_logits(logits)
     return logits.softmax(-1).topk(1).indices[:, 0]
 
 
@@ -108,6 +115,12 @@ apply_temperature = exercise(sp.apply_temperature)
 def _():
     yield numbers(3, 7), 0.5
     yield numbers(2, 5, seed=1), 3.0
+
+
+@apply_temperature.refused
+def _():
+    for temperature in (0.0, -1.0, math.inf, math.nan):
+        yield numbers(2, 5), temperature
 
 
 @apply_temperature.mistake("you multiplied: a high temperature must flatten the distribution, so divide by it")
@@ -134,6 +147,8 @@ def _(apply_temperature):
 
 @apply_temperature.right
 def _(logits, temperature):
+    if not 0 < temperature < math.inf:
+        raise ValueError("the temperature must be above 0 and finite")
     return logits.mul(1 / temperature)
 
 
@@ -203,6 +218,12 @@ def _():
     yield torch.tensor([[1, 1, 0]]), numbers(1, 6, seed=2), -1.0
 
 
+@apply_frequency_penalty.refused
+def _():
+    for penalty in (math.inf, math.nan):
+        yield torch.tensor([[1, 1, 0]]), numbers(1, 6), penalty
+
+
 def penalised(input_ids, logits, strength, once=False, padding=False):
     out = logits.clone()
     for row, ids in enumerate(input_ids.tolist()):
@@ -256,6 +277,8 @@ def _(input_ids, logits, freq_penalty):
 
 @apply_frequency_penalty.right
 def _(input_ids, logits, freq_penalty):
+    if not math.isfinite(freq_penalty):
+        raise ValueError("the penalty must be finite")
     rows = [torch.bincount(row[row >= 0], minlength=logits.shape[-1]) for row in input_ids]
     return logits - torch.stack(rows) * freq_penalty
 
@@ -268,6 +291,11 @@ sample_basic = exercise(sp.sample_basic, use=use_sampler, same=same_frequencies)
 @sample_basic.cases
 def _():
     yield (LOGITS,)
+
+
+@sample_basic.refused
+def _():
+    yield (torch.full((2, 3), -math.inf),)
 
 
 @sample_basic.mistake("you always take the most likely token: draw at random, for example with torch.multinomial")
@@ -297,6 +325,7 @@ def _(logits):
 
 @sample_basic.right
 def _(logits):
+    sp.require_logits(logits)
     # The Gumbel trick: the largest of the logits plus noise is distributed as the softmax.
     return (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
 
@@ -311,6 +340,13 @@ def _():
     yield LOGITS, 3
     yield LOGITS, 1
     yield LOGITS, 6
+
+
+@sample_top_k.refused
+def _():
+    for k in (0, 7, 2.5):
+        yield LOGITS, k
+    yield torch.full((2, 6), -math.inf), 3
 
 
 @sample_top_k.mistake("you returned the place within the top k: look up which token stands there (gather)")
@@ -353,6 +389,9 @@ def _(logits, k):
 
 @sample_top_k.right
 def _(logits, k):
+    sp.require_logits(logits)
+    if k not in range(1, logits.shape[-1] + 1):
+        raise ValueError("k must be a whole number from 1 to d_vocab")
     values, ids = logits.topk(k, dim=-1)
     place = torch.distributions.Categorical(logits=values).sample()
     return ids.gather(-1, place[:, None])[:, 0]
@@ -369,6 +408,13 @@ def _():
     yield LOGITS, 0.2, 1
     yield LOGITS, 0.2, 3
     yield LOGITS, 1.0, 1
+
+
+@sample_top_p.refused
+def _():
+    for top_p, keep in ((0.0, 1), (1.1, 1), (0.5, 0), (0.5, 7), (0.5, 1.5)):
+        yield LOGITS, top_p, keep
+    yield torch.full((2, 6), -math.inf), 0.5, 1
 
 
 def nucleus(logits, top_p, keep, inside=None, descending=True, lookup=True):
@@ -424,6 +470,9 @@ def _(logits, top_p, min_tokens_to_keep=1):
 
 @sample_top_p.right
 def _(logits, top_p, min_tokens_to_keep=1):
+    sp.require_logits(logits)
+    if not 0 < top_p <= 1 or min_tokens_to_keep not in range(1, logits.shape[-1] + 1):
+        raise ValueError("an argument is out of its range")
     kept = torch.full_like(logits, -math.inf)
     for first in {tuple(row) for row in logits.tolist()}:
         row = torch.tensor(first)
@@ -455,6 +504,16 @@ def _():
     yield IDS, LOGITS, {"temperature": 2.0, "frequency_penalty": 0.7}
     yield IDS, LOGITS, {"temperature": 2.0, "top_k": 3}
     yield IDS, LOGITS, {"temperature": 2.0, "top_p": 0.6}
+
+
+@sample_next_token.refused
+def _():
+    yield IDS, LOGITS, {"temperature": -1.0}
+    yield IDS, LOGITS, {"temperature": math.inf}
+    yield IDS, LOGITS, {"top_k": 2, "top_p": 0.5}
+    yield IDS, LOGITS, {"top_k": 0}
+    yield IDS, LOGITS, {"top_p": 0.0}
+    yield IDS, LOGITS, {"frequency_penalty": math.inf}
 
 
 def next_token(ids, logits, temperature=1.0, top_k=None, top_p=None, frequency_penalty=0.0, skip="", order="pt"):
@@ -516,11 +575,15 @@ def _(ids, logits, temperature=1.0, **kwargs):
 
 @sample_next_token.right
 def _(ids, logits, temperature=1.0, top_k=None, top_p=None, frequency_penalty=0.0):
+    if not 0 <= temperature < math.inf or None not in (top_k, top_p):
+        raise ValueError("an argument is out of its range, or both filters are given")
     logits = sp.apply_frequency_penalty(ids, logits, frequency_penalty)
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits / temperature
-    return sp.sample_top_p(logits, top_p) if top_p else sp.sample_top_k(logits, top_k or logits.shape[-1])
+    if top_p is not None:
+        return sp.sample_top_p(logits, top_p)
+    return sp.sample_top_k(logits, logits.shape[-1] if top_k is None else top_k)
 
 
 # ---------------------------------------------------------------- sample_tokens
@@ -629,6 +692,12 @@ def _():
     yield [[1, 2, 3, 4], [4, 1, 2, 3]], 3
 
 
+@distinct_n.refused
+def _():
+    yield [[1, 2, 3]], 0
+    yield [[1, 2], [3]], 3
+
+
 @distinct_n.mistake("you made n-grams across the end of a text: each text has its own")
 def _(texts, n):
     return sp.distinct_n([[token for text in texts for token in text]], n)
@@ -659,6 +728,8 @@ def _(texts, n):
 
 @distinct_n.right
 def _(texts, n):
+    if n < 1 or all(len(text) < n for text in texts):
+        raise ValueError("no text has n tokens")
     grams = [gram for text in texts for gram in zip(*(text[i:] for i in range(n)), strict=False)]
     return len(set(grams)) / len(grams)
 
@@ -676,6 +747,11 @@ def _():
     yield [5], 3
     yield [7, 7, 7], 3
     yield [1, 2, 3, 4], 2
+
+
+@banned_tokens.refused
+def _():
+    yield [1, 2, 1], 0
 
 
 @banned_tokens.mistake("you compared the last n tokens: the new one is the n-th, so compare the last n - 1")
@@ -718,6 +794,7 @@ def _(banned_tokens):
 
 @banned_tokens.right
 def _(tokens, n):
+    sp.require(n >= 1, "n must be at least 1")
     followers: dict[tuple, set] = {}
     for i in range(len(tokens) - n + 1):
         *first, last = tokens[i : i + n]
@@ -899,6 +976,14 @@ def _():
     yield PROMPT, 2, 30, None, None, True
 
 
+@beam_search.refused
+def _():
+    for num_beams in (0, 18):
+        yield PROMPT, num_beams, 4
+    yield torch.tensor([], dtype=torch.long), 2, 4
+    yield torch.tensor([3] * 15), 2, 4
+
+
 def search(
     model, prompt, num_beams, n, eos=None, ban=None, cached=True, stop=True, running=True, ended=True, limit=True
 ):
@@ -969,8 +1054,10 @@ def _(beam_search):
 
 
 @beam_search.right
-def _(*args):
-    return search(*args)
+def _(model, prompt, num_beams, *args):
+    sp.require(0 < num_beams <= model.cfg.d_vocab, "num_beams must be from 1 to d_vocab")
+    sp.require_prompts([prompt.tolist()], model.cfg.n_ctx)
+    return search(model, prompt, num_beams, *args)
 
 
 # ---------------------------------------------------------------- TransformerSampler
@@ -1004,6 +1091,15 @@ def _():
     yield [[15], [12, 14], [5]], 9, {}
     yield [[3, 4], [5]], 6, {"frequency_penalty": 3.0, "stop_at_eos": False}
     yield [[3, 4], [5]], 40, {"stop_at_eos": False}
+
+
+@TransformerSampler.refused
+def _():
+    yield [], 4, {}
+    yield [[3, 4], []], 4, {}
+    yield [[3] * 15], 4, {}
+    yield [[3, 4]], -1, {}
+    yield [[3, 4]], 4, {"top_k": 0}
 
 
 def run_sampler(
@@ -1059,6 +1155,8 @@ wrong_sampler("the model forgot the text: don't start the cache anew when only t
 @TransformerSampler.right
 class _(sp.TransformerSampler):
     def generate(self, prompts, max_tokens_generated=100, use_cache=True, stop_at_eos=True, progress=False, **kwargs):
+        sp.require_prompts(prompts, self.model.cfg.n_ctx)
+        sp.require(max_tokens_generated >= 0, "max_tokens_generated must be 0 or above")
         eos, longest = self.tokenizer.eos_token_id, max(map(len, prompts))
         texts = []
         room = min(max_tokens_generated, self.model.cfg.n_ctx - longest)
