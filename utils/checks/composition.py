@@ -4,7 +4,7 @@ from functools import partial
 
 import einops
 import torch
-from transformer_lens import FactoredMatrix
+from transformer_lens import ActivationCache, FactoredMatrix
 from transformer_lens.utilities import get_act_name
 
 from utils import composition as com
@@ -19,6 +19,7 @@ from utils.checks.models import (
     real_repeated,
     repeated,
     small_attn,
+    small_gpt,
     without_head,
 )
 from utils.runtime import device
@@ -44,6 +45,12 @@ def _():
     yield small_attn(), [(1, 2)]
     yield small_attn(), [(1, 0), (1, 2)]
     yield small_attn(3, 5), [(2, 1), (0, 0)]
+
+
+@full_OV_circuit.refused
+def _():
+    for head in ((2, 0), (1, 3), (0, -1)):
+        yield small_attn(), [(0, 0), head]
 
 
 def sum_of(matrices):
@@ -84,6 +91,8 @@ def _(model, heads):
 
 @full_OV_circuit.right
 def _(model, heads):
+    for head in heads:
+        ind.require_head(model, head)
     layers, indices = [h[0] for h in heads], [h[1] for h in heads]
     W_V = einops.rearrange(model.W_V[layers, indices], "head d_model d_head -> d_model (head d_head)")
     W_O = einops.rearrange(model.W_O[layers, indices], "head d_head d_model -> (head d_head) d_model")
@@ -160,6 +169,11 @@ def _():
     yield (com.full_OV_circuit(small_attn(), [(1, 0), (1, 1)]),)
 
 
+@copying_score.refused
+def _():
+    yield (FactoredMatrix(noise(6, 3), noise(3, 7)),)
+
+
 @copying_score.mistake("these are singular values, which are never negative: take the eigenvalues")
 def _(full_OV_circuit):
     S = torch.linalg.svdvals(full_OV_circuit.AB)
@@ -190,6 +204,8 @@ def _(copying_score):
 
 @copying_score.right
 def _(full_OV_circuit):
+    if full_OV_circuit.shape[-2] != full_OV_circuit.shape[-1]:
+        raise ValueError("not square")
     values = full_OV_circuit.eigenvalues
     return (values.sum() / values.abs().sum()).real.item()
 
@@ -205,6 +221,12 @@ def _():
     yield small_attn(3, 5), (2, 0)
     yield small_attn(2, 5), (1, 4)
     yield real_attn(), (0, 3)
+
+
+@pos_by_pos_pattern.refused
+def _():
+    for head in ((2, 0), (1, 3), (-1, 0)):
+        yield small_attn(), head
 
 
 def position_scores(model, head):
@@ -248,6 +270,7 @@ def _(pos_by_pos_pattern):
 
 @pos_by_pos_pattern.right
 def _(model, head):
+    ind.require_head(model, head)
     layer, index = head
     attn = model.blocks[layer].attn
     q, k = model.W_pos @ attn.W_Q[index], model.W_pos @ attn.W_K[index]
@@ -271,6 +294,15 @@ def _():
     yield one_cache(small_attn(3, 5), random_tokens(1, 11)[0]), 2
     yield one_cache(small_attn(3, 5), random_tokens(1, 8)[0]), 1
     yield one_cache(real_attn(), real_repeated(1, 10)[0]), 1
+
+
+@decompose_qk_input.refused
+def _():
+    yield cached(repeated(2)), 1
+    yield one_cache(small_gpt(), random_tokens(1, 8)[0]), 1
+    whole = one_cache(small_attn(), repeated(1)[0])
+    kept = {name: value for name, value in whole.items() if "result" not in name}
+    yield ActivationCache(kept, small_attn(), has_batch_dim=False), 1
 
 
 def parts(cache, layer):
@@ -311,6 +343,11 @@ def _(decompose_qk_input):
 
 @decompose_qk_input.right
 def _(cache, layer=1):
+    cfg = cache.model.cfg
+    if not cfg.attn_only or cfg.normalization_type or cfg.positional_embedding_type != "shortformer":
+        raise ValueError("another kind of model")
+    if cache["embed"].ndim > 2 or "blocks.0.attn.hook_result" not in cache:
+        raise ValueError("a batch, or no result")
     components = [cache["embed"]]
     for l in range(layer):
         components += [cache["result", l][:, h] for h in range(cache.model.cfg.n_heads)]
@@ -328,6 +365,12 @@ def qk_exercise(solution, name, other):
     def _():
         yield noise(5, 13, 10), (1, 2), small_attn()
         yield noise(8, 11, 10, seed=1), (2, 0), small_attn(3, 5)
+
+    @made.refused
+    def _():
+        for head in ((2, 0), (0, 3)):
+            yield noise(5, 13, 10), head, small_attn()
+        yield noise(5, 13, 9), (1, 2), small_attn()
 
     @made.mistake(f"you used {wrong}: this needs {right}")
     def _(decomposed_qk_input, ind_head_index, model):
@@ -353,6 +396,9 @@ def qk_exercise(solution, name, other):
 
     @made.right
     def _(decomposed_qk_input, ind_head_index, model):
+        ind.require_head(model, ind_head_index)
+        if decomposed_qk_input.shape[-1] != model.cfg.d_model:
+            raise ValueError("of another model")
         layer, index = ind_head_index
         weight = getattr(model.blocks[layer].attn, right)[index]
         return torch.stack([component @ weight for component in decomposed_qk_input])
@@ -373,6 +419,12 @@ decompose_attn_scores = exercise(com.decompose_attn_scores)
 def _():
     yield noise(5, 7, 4), noise(5, 7, 4, seed=1), small_attn()
     yield noise(3, 6, 4, seed=2), noise(5, 6, 4, seed=3), small_attn(3, 5)
+
+
+@decompose_attn_scores.refused
+def _():
+    yield noise(5, 7, 4), noise(5, 7, 3), small_attn()
+    yield noise(5, 7, 5), noise(5, 7, 5), small_attn()
 
 
 def outer(q, k):
@@ -416,6 +468,8 @@ def _(decompose_attn_scores):
 
 @decompose_attn_scores.right
 def _(decomposed_q, decomposed_k, model):
+    if {decomposed_q.shape[-1], decomposed_k.shape[-1]} != {model.cfg.d_head}:
+        raise ValueError("of another model")
     q = decomposed_q[:, None] / model.blocks[0].attn.attn_scale
     return q @ decomposed_k[None].transpose(-2, -1)
 
@@ -481,6 +535,14 @@ def _():
     yield small_attn(3, 5), (1, 0), (2, 2)
 
 
+@find_K_comp_full_circuit.refused
+def _():
+    yield small_attn(), (1, 0), (1, 2)
+    yield small_attn(), (1, 0), (0, 2)
+    yield small_attn(), (0, 3), (1, 2)
+    yield small_attn(), (0, 1), (2, 0)
+
+
 def k_circuit(model, prev, ind_head, inner=None, right="W_K"):
     W_OV = model.W_V[prev] @ model.W_O[prev] if inner is None else inner
     left = model.W_E @ model.W_Q[ind_head]
@@ -512,6 +574,10 @@ def _(model, prev_token_head_index, ind_head_index):
 
 @find_K_comp_full_circuit.right
 def _(model, prev_token_head_index, ind_head_index):
+    for head in (prev_token_head_index, ind_head_index):
+        ind.require_head(model, head)
+    if prev_token_head_index[0] >= ind_head_index[0]:
+        raise ValueError("in the wrong order")
     W_QK = FactoredMatrix(model.W_Q[ind_head_index], model.W_K[ind_head_index].T)
     W_OV = FactoredMatrix(model.W_V[prev_token_head_index], model.W_O[prev_token_head_index])
     return model.W_E @ W_QK @ W_OV.T @ model.W_E.T
@@ -526,6 +592,11 @@ get_comp_score = exercise(com.get_comp_score)
 def _():
     yield noise(5, 7), noise(7, 4, seed=1)
     yield noise(6, 6), noise(6, 6, seed=1)
+
+
+@get_comp_score.refused
+def _():
+    yield noise(5, 7), noise(6, 4)
 
 
 @get_comp_score.mistake("you took the largest singular value: the Frobenius norm is the root of all squares' sum")
@@ -557,6 +628,8 @@ def _(get_comp_score):
 
 @get_comp_score.right
 def _(W_A, W_B):
+    if W_A.shape[1] != W_B.shape[0]:
+        raise ValueError("W_B does not read what W_A writes")
     return torch.linalg.svdvals((W_A / W_A.norm()) @ (W_B / W_B.norm())).pow(2).sum().sqrt().item()
 
 
@@ -625,6 +698,15 @@ def _():
     yield real_attn(), real_repeated(2, 10), (0, 5), (1, 3), "k"
 
 
+@run_with_path_ablated.refused
+def _():
+    for sender, receiver in (((1, 0), (1, 2)), ((0, 3), (1, 2)), ((0, 1), (1, 3))):
+        yield small_attn(), repeated(5), sender, receiver, "k"
+    yield small_attn(), repeated(5), (0, 1), (1, 2), "z"
+    yield small_attn(), random_tokens(2, 31), (0, 1), (1, 2), "k"
+    yield small_gpt(), random_tokens(2, 9), (0, 1), (1, 2), "k"
+
+
 def cut_path(model, tokens, sender, receiver, channel="k", all_heads=False, sign=-1.0):
     z = cached(tokens, model)["z", sender[0]]
     written = z[:, :, sender[1]] @ model.W_O[sender]
@@ -679,6 +761,11 @@ def _(run_with_path_ablated):
 
 @run_with_path_ablated.right
 def _(model, tokens, sender, receiver, channel="k"):
+    ind.require_tokens(model, tokens)
+    ind.require_head(model, sender)
+    ind.require_head(model, receiver)
+    if sender[0] >= receiver[0] or channel not in ("q", "k", "v") or model.cfg.normalization_type:
+        raise ValueError("there is no such path")
     result = cached(tokens, model)["result", sender[0]][:, :, sender[1]]
 
     def without(x, hook):

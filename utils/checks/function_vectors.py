@@ -638,6 +638,13 @@ def _():
     yield small_model(), few_shot(4, 3), [(0, 4)]
 
 
+@calculate_fn_vector.refused
+def _():
+    yield small_model(), few_shot(), []
+    for head in ((3, 0), (0, 5), (-1, 0)):
+        yield small_model(), few_shot(), [(1, 3), head]
+
+
 def _fn_vector(model, dataset, head_list, weights):
     mean_z = fv.mean_head_outputs(model, dataset)
     return sum(mean_z[layer, head] @ weights(layer, head) for layer, head in head_list)
@@ -692,6 +699,8 @@ def _(calculate_fn_vector):
 
 @calculate_fn_vector.right
 def _(model, dataset, head_list):
+    if not head_list or any(not (0 <= layer < LAYERS and 0 <= head < HEADS) for layer, head in head_list):
+        raise ValueError("no head, or one that is not there")
     mean_z = fv.mean_head_outputs(model, dataset)
     total = torch.zeros(HEADS * D_HEAD)
     for layer in range(LAYERS):
@@ -713,6 +722,11 @@ def _():
     yield small_model(), "hot", 1, vector(0), "- {x} ->", 3
     yield small_model(), "big", 0, vector(2), "the {x} The", 2
     yield small_model(), "slow", 0, vector(3), "- {x} ->", 4
+
+
+@intervene_with_fn_vector.refused
+def _():
+    yield small_model(), "hot", 1, vector(0), "- hot ->", 1
 
 
 def _written(model, prompt, n_tokens, layer, edit=None, keep_prompt=False):
@@ -768,6 +782,8 @@ def _(intervene_with_fn_vector):
 
 @intervene_with_fn_vector.right
 def _(model, word, layer, fn_vector, prompt_template="- {x} ->", n_tokens=1):
+    if "{x}" not in prompt_template:
+        raise ValueError("no place for the word")
     texts = []
     for extra in (0 * fn_vector, fn_vector):
         ids = model.tokenizer(fv.START + prompt_template.format(x=word), return_tensors="pt").input_ids

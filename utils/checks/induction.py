@@ -12,6 +12,7 @@ from utils import induction as ind
 from utils.checks.compare import difference
 from utils.checks.engine import MEASURED, Chapter
 from utils.checks.models import (
+    D_VOCAB,
     cached,
     hook_point,
     hooked,
@@ -68,6 +69,12 @@ def _():
     yield small_attn(3, 5), 14, 9
 
 
+@generate_repeated_tokens.refused
+def _():
+    yield small_attn(), 15, 2
+    yield small_attn(), 29, 1
+
+
 @generate_repeated_tokens.mistake("you left out BOS: start each row with model.tokenizer.bos_token_id")
 def _(model, seq_len, batch_size=1):
     half = torch.randint(0, model.cfg.d_vocab, (batch_size, seq_len))
@@ -102,6 +109,8 @@ def _(generate_repeated_tokens):
 
 @generate_repeated_tokens.right
 def _(model, seq_len, batch_size=1):
+    if 1 + 2 * seq_len > model.cfg.n_ctx:
+        raise ValueError("the context is too short")
     tokens = torch.randint(model.cfg.d_vocab, (batch_size, 1 + seq_len))
     tokens[:, 0] = model.tokenizer.bos_token_id
     return einops.rearrange([*tokens.T, *tokens.T[1:]], "seq batch -> batch seq")
@@ -337,6 +346,12 @@ def _(cache):
 induction_attn_detector = detector(ind.induction_attn_detector)
 
 
+@induction_attn_detector.refused
+def _():
+    for length in (12, 3):
+        yield (cached(random_tokens(2, length)),)
+
+
 def stripe_scores(cache, back, start=0):
     seq_len = (cache["pattern", 0].shape[-1] - 1) // 2
     return on_diagonal(cache, -(seq_len + back), start)
@@ -379,6 +394,7 @@ def _(induction_attn_detector):
 
 @induction_attn_detector.right
 def _(cache):
+    ind.half_length(cache["pattern", 0].shape[-1])
     patterns = cache.stack_activation("pattern")
     seq_len = patterns.shape[-1] // 2
     queries = torch.arange(seq_len + 1, 2 * seq_len + 1)
@@ -506,6 +522,17 @@ def _():
     yield attribution_inputs(real_attn(), real_repeated(1, 10)[0])
 
 
+@logit_attribution.refused
+def _():
+    right = noise(6, 10), noise(6, 3, 10), noise(6, 3, 10), noise(10, 19), random_tokens(1, 6)[0]
+    others = noise(5, 10), noise(5, 3, 10), noise(5, 3, 10), noise(9, 19), random_tokens(1, 5)[0]
+    for i, other in enumerate(others):
+        yield *right[:i], other, *right[i + 1 :]
+    yield noise(6, 9), *right[1:]
+    yield right[0], noise(6, 3, 9), *right[2:]
+    yield *right[:2], noise(6, 3, 9), *right[3:]
+
+
 def attributions(embed, l1_results, l2_results, directions):
     parts = torch.cat([embed[:, None], l1_results, l2_results], dim=1)[: len(directions)]
     return einops.einsum(parts, directions, "seq component d_model, seq d_model -> seq component")
@@ -546,6 +573,10 @@ def _(logit_attribution):
 
 @logit_attribution.right
 def _(embed, l1_results, l2_results, W_U, tokens):
+    if len({len(x) for x in (embed, l1_results, l2_results, tokens)}) > 1:
+        raise ValueError("not of one sequence")
+    if len({embed.shape[-1], l1_results.shape[-1], l2_results.shape[-1], len(W_U)}) > 1:
+        raise ValueError("not of one model")
     U = W_U[:, tokens[1:]].T
     direct = (embed[:-1] * U).sum(-1, keepdim=True)
     first = (l1_results[:-1] * U[:, None]).sum(-1)
@@ -612,6 +643,11 @@ def _(z, hook, head_index_to_ablate):
 head_mean_ablation_hook = ablation_exercise(ind.head_mean_ablation_hook)
 
 
+@head_mean_ablation_hook.refused
+def _():
+    yield noise(1, 7, 3, 4), hook_point("z", 1), 2
+
+
 @head_mean_ablation_hook.mistake("you averaged over batch and positions: keep the positions, average over the batch")
 def _(z, hook, head_index_to_ablate):
     z[:, :, head_index_to_ablate] = z[:, :, head_index_to_ablate].mean(dim=(0, 1))
@@ -634,6 +670,8 @@ def _(z, hook, head_index_to_ablate):
 
 @head_mean_ablation_hook.right
 def _(z, hook, head_index_to_ablate):
+    if len(z) == 1:
+        raise ValueError("one sequence is its own mean")
     out = z.clone()
     mean = einops.reduce(z, "batch seq head d_head -> seq head d_head", "mean")
     out[:, :, head_index_to_ablate] = einops.repeat(
@@ -643,6 +681,11 @@ def _(z, hook, head_index_to_ablate):
 
 
 head_resample_ablation_hook = ablation_exercise(ind.head_resample_ablation_hook)
+
+
+@head_resample_ablation_hook.refused
+def _():
+    yield noise(1, 7, 3, 4), hook_point("z", 1), 2
 
 
 @head_resample_ablation_hook.mistake("you moved the positions: roll along the batch, dims=0")
@@ -670,6 +713,8 @@ def _(z, hook, head_index_to_ablate):
 
 @head_resample_ablation_hook.right
 def _(z, hook, head_index_to_ablate):
+    if len(z) == 1:
+        raise ValueError("there is no other sequence")
     out = z.clone()
     for i in range(len(z)):
         out[i, :, head_index_to_ablate] = z[i - 1, :, head_index_to_ablate]
@@ -701,6 +746,11 @@ def ablated_losses(model, tokens, ablation_function, start=None, name="z", bound
 def loop_exercise(solution):
     made = exercise(solution, atol=ROUNDING, without=MEASURED)
     made.cases(ablation_cases)
+
+    @made.refused
+    def _():
+        for tokens in (random_tokens(2, 12), random_tokens(2, 31), torch.full((2, 9), D_VOCAB, device=device())):
+            yield small_attn(), tokens
 
     @made.law("ablating a head that writes nothing must change nothing: its score is 0")
     def _(fn):
@@ -741,6 +791,9 @@ def _(model, tokens, ablation_function=ind.head_zero_ablation_hook):
 
 @get_ablation_scores.right
 def _(model, tokens, ablation_function=ind.head_zero_ablation_hook):
+    ind.require_tokens(model, tokens)
+    ind.half_length(tokens.shape[1])
+
     def loss(logits):
         seq_len = tokens.shape[1] // 2
         last = logits[:, -seq_len:-1]

@@ -30,6 +30,12 @@ def _():
     yield small_gpt(12, 2), "attn.b_O"
 
 
+@stack_over_layers.refused
+def _():
+    for path in ("attn.W_X", "mlq.W_in"):
+        yield small_gpt(4, 3), path
+
+
 def block_weights(model, path):
     part, name = path.split(".")
     return [getattr(getattr(block, part), name) for block in model.blocks]
@@ -64,6 +70,8 @@ def _(stack_over_layers):
 
 @stack_over_layers.right
 def _(model, path):
+    if f"blocks.0.{path}" not in dict(model.named_parameters()):
+        raise ValueError("no such weight")
     names = [f"blocks.{layer}.{path}" for layer in range(model.cfg.n_layers)]
     return torch.stack([model.get_parameter(name) for name in names])
 
@@ -254,6 +262,12 @@ def _():
     yield cache["q", 1], cache["k", 1]
 
 
+@attention_pattern.refused
+def _():
+    yield noise(2, 7, 3, 5), noise(2, 6, 3, 5)
+    yield noise(2, 7, 3, 5), noise(1, 7, 3, 5)
+
+
 def raw_scores(q, k):
     return torch.einsum("bqhd,bkhd->bhqk", q, k)
 
@@ -300,6 +314,8 @@ def _(attention_pattern):
 
 @attention_pattern.right
 def _(q, k):
+    if q.shape != k.shape:
+        raise ValueError("queries and keys differ in shape")
     q, k = q.transpose(1, 2), k.transpose(1, 2)
     identity = torch.eye(k.shape[-2], device=q.device).expand(*k.shape[:-1], -1)
     return nn.functional.scaled_dot_product_attention(q, k, identity, is_causal=True)
@@ -316,6 +332,12 @@ WORDS = [" a", "b", " c", "\n", " a", "é", "7"]
 def _():
     yield torch.tensor([0.5, -3.0, 2.0, 1.0, 2.5, -0.2, 0.1]), WORDS, 3
     yield noise(7, seed=3), WORDS, 5
+
+
+@top_tokens.refused
+def _():
+    yield noise(6), WORDS, 3
+    yield noise(8), WORDS, 3
 
 
 @top_tokens.mistake("you took the largest absolute values: a strongly negative neuron is off, not on")
@@ -362,6 +384,12 @@ def _():
     yield flags("xx..."), flags("..xx.")
 
 
+@f1_score.refused
+def _():
+    yield flags("xx."), flags("x")
+    yield flags("x.x"), flags("xx.x")
+
+
 def counted(predicted, labels):
     both = (predicted & labels).sum().item()
     return both, predicted.sum().item(), labels.sum().item()
@@ -404,6 +432,8 @@ def _(f1_score):
 
 @f1_score.right
 def _(predicted, labels):
+    if len(predicted) != len(labels):
+        raise ValueError("not one label for each prediction")
     both, n, m = counted(predicted, labels)
     return 2 / (n / both + m / both) if both else 0.0
 
@@ -420,6 +450,12 @@ def _():
     yield noise(11, 3, seed=1), noise(11, seed=2) > 0
     yield noise(29, 5, seed=8).round(), noise(29, seed=9) > 0.4  # many activations are equal
     yield labels.new_tensor([[1.0], [1.0], [0.0], [0.0]], dtype=torch.float), labels.new_tensor([1, 0, 0, 0])
+
+
+@best_f1.refused
+def _():
+    yield noise(5, 2), noise(4) > -9
+    yield noise(5, 2), noise(5) > 9
 
 
 def over_thresholds(activations, labels, score, thresholds=None):
@@ -475,6 +511,8 @@ def _(best_f1):
 
 @best_f1.right
 def _(activations, labels):
+    if len(activations) != len(labels) or not labels.any():
+        raise ValueError("nothing to predict")
     return over_thresholds(activations, labels, ins.f1_score)
 
 
@@ -612,8 +650,6 @@ def hooked_run(fn, x, fwd_hooks):
         out = fn(model, x.clone(), fwd_hooks)
     except ZeroDivisionError:
         out = "the hook's own error came through"
-    except (KeyError, ValueError) as error:
-        out = type(error)
     return {"with hooks": out, "without, afterwards": model(x)}
 
 
@@ -866,6 +902,10 @@ def is_z(name):
     return name.endswith("hook_z")
 
 
+def fits_none(name):
+    return False
+
+
 def in_layer_2(name):
     return name.startswith("blocks.2.") and name.endswith(("resid_pre", "hook_post"))
 
@@ -874,6 +914,11 @@ def in_layer_2(name):
 def _():
     yield small_gpt(4, 3), random_tokens(2, 11), is_z
     yield small_gpt(4, 3), random_tokens(5, 7), in_layer_2
+
+
+@gradient_cache.refused
+def _():
+    yield small_gpt(4, 3), random_tokens(2, 11), fits_none
 
 
 def through(model, tokens, names_filter, scale=1.0, what="gradient"):
@@ -929,4 +974,8 @@ def _(gradient_cache):
     return abs(change / (1e-2 * gradient.norm().item()) - 1) < 0.1
 
 
-gradient_cache.right(through)
+@gradient_cache.right
+def _(model, tokens, names_filter):
+    if not torch.is_grad_enabled() or not any(names_filter(name) for name in model.hook_dict):
+        raise ValueError("there are no gradients")
+    return through(model, tokens, names_filter)

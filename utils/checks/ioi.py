@@ -189,6 +189,13 @@ def _():
         yield logits, answers, True
 
 
+@logits_to_ave_logit_diff.refused
+def _():
+    logits = torch.randn(3, 5, 11, generator=torch.Generator().manual_seed(0))
+    for shape in ((2, 2), (3, 3), (3, 1)):
+        yield logits, torch.ones(shape, dtype=torch.long)
+
+
 @logits_to_ave_logit_diff.mistake("you took another position than the last: the answer comes after the last token")
 def _(logits, answer_tokens, per_prompt=False):
     return ioi.logits_to_ave_logit_diff(logits[:, :1], answer_tokens, per_prompt)
@@ -228,6 +235,8 @@ def _(logits_to_ave_logit_diff):
 
 @logits_to_ave_logit_diff.right
 def _(logits, answer_tokens, per_prompt=False):
+    if answer_tokens.shape != (len(logits), 2):
+        raise ValueError("a right and a wrong answer for each prompt")
     log_probs = logits[:, -1].log_softmax(dim=-1)
     rows = torch.arange(len(logits))
     diff = log_probs[rows, answer_tokens[:, 0]] - log_probs[rows, answer_tokens[:, 1]]
@@ -318,6 +327,12 @@ def _():
     yield logits, answers, 2.5, 0.5
 
 
+@ioi_metric.refused
+def _():
+    answers = torch.tensor([[1, 2], [10, 4]])
+    yield torch.randn(2, 5, 11, generator=torch.Generator().manual_seed(0)), answers, 1.5, 1.5
+
+
 @ioi_metric.mistake("you divided by the clean value alone: divide by clean - corrupted, else clean is not 1")
 def _(logits, answer_tokens, clean_logit_diff, corrupted_logit_diff):
     return (ioi.logits_to_ave_logit_diff(logits, answer_tokens) - corrupted_logit_diff) / clean_logit_diff
@@ -349,6 +364,8 @@ def _(ioi_metric):
 
 @ioi_metric.right
 def _(logits, answer_tokens, clean_logit_diff, corrupted_logit_diff):
+    if clean_logit_diff == corrupted_logit_diff:
+        raise ValueError("nothing could be restored")
     gap = clean_logit_diff - corrupted_logit_diff
     each = ioi.logits_to_ave_logit_diff(logits, answer_tokens, per_prompt=True)
     return ((each - corrupted_logit_diff) / gap).mean()

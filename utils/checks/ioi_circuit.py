@@ -92,6 +92,14 @@ def _():
     yield small_gpt(), clean[:, :-1], orig_cache, new_cache, (1, 4), [(2, 2)], "v"  # nothing lines up: ValueError
 
 
+@path_patch_to_heads.refused
+def _():
+    clean, _, _, orig_cache, new_cache = small_runs()
+    yield small_gpt(), clean, orig_cache, new_cache, (0, 2), [(2, 1)], "z"
+    yield small_gpt(), clean, orig_cache, new_cache, (1, 2), [(2, 1), (1, 3)], "q"
+    yield small_gpt(), clean, orig_cache, new_cache, (2, 2), [(0, 1)], "q"
+
+
 @path_patch_to_heads.mistake(
     "you stopped after the first run: there all heads are frozen, so the receivers pass nothing on"
 )
@@ -152,6 +160,8 @@ def _(path_patch_to_heads):
 
 @path_patch_to_heads.right
 def _(model, orig_tokens, orig_cache, new_cache, sender, receivers, receiver_input="q"):
+    if receiver_input not in ("q", "k", "v") or min(layer for layer, _ in receivers) <= sender[0]:
+        raise ValueError("there is no such path")
     ioi.require_same_length(orig_tokens, orig_cache)
     kept = {}
 
@@ -336,6 +346,13 @@ def _():
     yield small_gpt(), clean, [], small_means()
 
 
+@run_circuit.refused
+def _():
+    clean, *_ = small_runs()
+    yield small_gpt(), clean[:, :-1], [(1, 2)], small_means()
+    yield small_gpt(), clean, [(1, 2)], small_means()[:-1]
+
+
 def _ablated(model, tokens, which, means):
     """Ablate the heads for which `which(layer, head)` is true, with `means` or a function of (z, layer)."""
 
@@ -389,6 +406,8 @@ def _(run_circuit):
 
 @run_circuit.right
 def _(model, tokens, circuit, means):
+    if means.shape[:2] != (model.cfg.n_layers, tokens.shape[1]):
+        raise ValueError("of other prompts, or of another model")
     hooks = []
     for layer in range(model.cfg.n_layers):
         keep = torch.tensor([(layer, head) in list(circuit) for head in range(model.cfg.n_heads)])[:, None]

@@ -22,9 +22,9 @@ numbers, random_ids = partial(noise, on="cpu"), partial(tokens, below=CFG.d_voca
 PADDING = torch.tensor([0, 2, 1])
 
 
-def use_cache(cls):
+def use_cache(cls, n_max=None):
     """Three texts, two of them padded: four tokens at once, then two more."""
-    cache = cls(CFG, 3, padding=PADDING)
+    cache = cls(CFG, 3, n_max, PADDING)
     seen = {}
     for step, new in enumerate((4, 2)):
         seen[f"positions {step}"] = cache.positions(new)
@@ -57,6 +57,11 @@ KeyValueCache = exercise(kv.KeyValueCache, use=use_cache, same=same_cache)
 @KeyValueCache.cases
 def _():
     yield ()
+
+
+@KeyValueCache.refused
+def _():
+    yield (3,)
 
 
 @KeyValueCache.mistake("positions start at 0 at every pass: they must go on from self.length")
@@ -143,6 +148,8 @@ class _(kv.KeyValueCache):
 class _(kv.KeyValueCache):
     def append(self, layer, k, v):
         end = self.length + k.shape[-2]
+        if self.n_max < end:
+            raise ValueError("the cache is full")
         self.keys[layer][..., self.length : end, :] = k
         self.values[layer][..., self.length : end, :] = v
         return self.keys[layer][..., :end, :], self.values[layer][..., :end, :]

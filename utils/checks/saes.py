@@ -851,6 +851,13 @@ def _():
     yield *_rows_of_documents([(20,), (20,)], seed=1), 0
 
 
+@by_document.refused
+def _():
+    values, tokens = _rows_of_documents([(9, 12, 3), (8, 7, 9)])
+    yield values, tokens, 1
+    yield values, tokens, 0, 13
+
+
 def _documents(values, tokens, end, least, with_end=False):
     """The values of each document that is long enough, row by row."""
     for row, row_tokens in zip(values, tokens, strict=True):
@@ -913,6 +920,8 @@ def _(by_document):
 
 @by_document.right
 def _(values, tokens, end, least=8):
+    if (tokens[:, 0] != end).any() or not list(_documents(values, tokens, end, least)):
+        raise ValueError("a row without its beginning, or no document")
     return torch.stack([piece.amax(0) for piece in _documents(values, tokens, end, least)])
 
 

@@ -133,6 +133,11 @@ def _():
     yield (b"\xff\xfe a".decode("utf-8", "surrogateescape"),)
 
 
+@to_symbols.refused
+def _():
+    yield ("a\ud800",)
+
+
 @to_symbols.mistake("you cut the piece into characters: take its bytes, piece.encode('utf-8', …), and look each one up")
 def _(piece):
     return tuple(piece)
@@ -429,6 +434,12 @@ def _():
     yield (CORPUS, 330)
 
 
+@train_bpe.refused
+def _():
+    yield (CORPUS, 255)
+    yield ("hug pug", 300)
+
+
 def _train_slowly(corpus, vocab_size, key=None, pieces=tok.pretokenize, weigh=True, merges_wanted=None, merge=None):
     """The chapter's slow loop, with one thing or another done differently."""
     words = Counter(tok.to_symbols(piece) for text in corpus for piece in pieces(text))
@@ -514,6 +525,8 @@ def _(train_bpe):
 
 @train_bpe.right
 def _(corpus, vocab_size):
+    if vocab_size < 256 or isinstance(corpus, str):
+        raise ValueError("too small a vocabulary, or no list of documents")
     return _train_slowly(corpus, vocab_size)
 
 
@@ -622,6 +635,13 @@ def _():
     yield (list(range(255, -1, -1)), vocab)
 
 
+@decode.refused
+def _():
+    vocab, _ = trained()
+    yield ([vocab["c"], -1], vocab)
+    yield ([len(vocab)], vocab)
+
+
 @decode.mistake("you returned text: return the bytes, since a token may end in the middle of a character")
 def _(ids, vocab):
     return tok.decode(ids, vocab).decode("utf-8", errors="replace")
@@ -663,6 +683,8 @@ def _(decode):
 
 @decode.right
 def _(ids, vocab):
+    if not set(ids) <= set(vocab.values()):
+        raise ValueError("an unknown id")
     byte_of = {char: bytes([byte]) for byte, char in tok.BYTE_TO_CHAR.items()}
     bytes_of = {i: b"".join(byte_of[char] for char in token) for token, i in vocab.items()}
     return b"".join(bytes_of[i] for i in ids)
@@ -889,17 +911,18 @@ def _(text, special):
 # ---------------------------------------------------------------- BPETokenizer
 
 
-def _try_tokenizer(cls, corpus, vocab_size, special_tokens, texts):
+def _try_tokenizer(cls, corpus, vocab_size, special_tokens, texts, allowed=None):
     """What a tokenizer of this class does with the texts."""
     given = cls(*toy("a b"), {END: 257})
     tokenizer = cls.train(corpus, vocab_size, special_tokens)
     ids = [tokenizer.encode(text) for text in texts]
+    allowed = allowed or special_tokens
     return {
         "a tokenizer given its merges": given.encode(f"abc{END}", [END]),
         "vocab": tokenizer.vocab,
         "special_tokens": tokenizer.special_tokens,
         "encode(text)": ids,
-        "encode(text, allowed_special)": [tokenizer.encode(text, special_tokens) for text in texts],
+        "encode(text, allowed_special)": [tokenizer.encode(text, allowed) for text in texts],
         "decode(ids)": [tokenizer.decode(i) for i in ids],
         "decode(ids), ids of special tokens": [tokenizer.decode(tokenizer.encode(t, special_tokens)) for t in texts],
         "decode(half an emoji)": tokenizer.decode(tok.encode("🍌", tokenizer.vocab, {})[:3]),
@@ -916,6 +939,11 @@ def _():
     texts = ["the cat", f"{END}the cat{END}", "café 🍌🍎 日本", ""]
     yield (CORPUS, 300, (END,), texts)
     yield (CORPUS, 320, (END, "<|pad|>"), [*texts, f"<|pad|> {END}"])
+
+
+@BPETokenizer.refused
+def _():
+    yield (CORPUS, 300, (END,), ["the cat"], ("<|pad|>",))
 
 
 @BPETokenizer.mistake(
@@ -999,6 +1027,8 @@ class _:
         return cls(vocab, merges, special)
 
     def encode(self, text, allowed_special=()):
+        if not set(allowed_special) <= set(self.special_tokens):
+            raise ValueError("not a special token")
         special = {token: self.special_tokens[token] for token in allowed_special}
         ids = []
         for part in tok.split_special(text, special):
