@@ -150,8 +150,28 @@ def test_expected_exception():
     exercise = engine.Exercise(solution)
     exercise.cases(lambda: [(1,)])
     assert exercise.verdict(solution).state == "solved"
-    assert exercise.verdict(lambda x: x).says == "accepted this input, but should raise ValueError"
+    assert exercise.verdict(lambda x: x).says == "accepted this input, but should raise ValueError: no"
     assert exercise.verdict(lambda x: {}[x]).says.startswith("raised KeyError")
+
+
+def test_a_mistake_is_named_by_the_inputs_that_are_taken():
+    def root(x):
+        if x < 0:
+            raise ValueError("below 0")
+        return x**0.5
+
+    exercise = engine.Exercise(root)
+    exercise.cases(lambda: [(4.0,), (9.0,)])
+    exercise.refused(lambda: [(-1.0,)])
+
+    @exercise.mistake("you halved")
+    def _(x):
+        if x < 0:
+            raise ValueError
+        return x / 2
+
+    assert exercise.verdict(lambda x: x / 2).says == "you halved"
+    assert "should raise ValueError: below 0" in exercise.verdict(lambda x: abs(x) ** 0.5).says
 
 
 def test_hints_come_one_by_one(tmp_path, monkeypatch, capsys):
