@@ -108,8 +108,10 @@ def test_pretokenize_agrees_with_tokenizers_on_every_assigned_character():
     assert len(chars) > 280_000
     for i in range(0, len(chars), 500):
         text = "".join(f"a{c}1{c}{c} " for c in chars[i : i + 500])
-        ours = ["".join(tok.to_symbols(piece)) for piece in tok.pretokenize(text)]
-        assert ours == [piece for piece, _ in theirs.pre_tokenize_str(text)], text
+        assert tok.pretokenize(text) == [text[a:b] for _, (a, b) in theirs.pre_tokenize_str(text)], text
+    text = "".join(chars[::50])
+    ours = ["".join(tok.to_symbols(piece)) for piece in tok.pretokenize(text)]
+    assert ours == [piece for piece, _ in theirs.pre_tokenize_str(text)]
 
 
 @untimed

@@ -243,7 +243,7 @@ def test_l1_shrinks_by_what_the_argument_says_and_a_gate_does_not():
     ):
         seed_everything(0)
         sae = perfect_sae(kind, **changes)
-        sae.optimize(600, 256)
+        sae.optimize(300, 256)
         with torch.no_grad():
             # Of the reconstruction, not of the latent: b_dec moves too, to the mean of what is dropped.
             short[name] = (sizes - sae(sizes)[3]).mean(0)[0, 0].item()
