@@ -336,7 +336,10 @@ def outline(thing: object, *names: str) -> Table:
         names: which of its functions, methods and properties.
     """
     # As wide as a notebook's page: a wider table would be cut off.
-    table = Table("name", "takes", "what it is", title=thing.__name__, width=80)
+    table = Table(title=thing.__name__, width=96, show_lines=True)
+    table.add_column("name", no_wrap=True)
+    for header in ("takes", "what it is"):
+        table.add_column(header, overflow="fold")
     for name in names:
         found = inspect.getattr_static(thing, name)
         found = getattr(found, "__func__", found)  # of a class method
