@@ -936,7 +936,7 @@ BPETokenizer = exercise(tok.BPETokenizer, use=_try_tokenizer)
 
 @BPETokenizer.cases
 def _():
-    texts = ["the cat", f"{END}the cat{END}", "café 🍌🍎 日本", ""]
+    texts = ["the cat", f"{END}the cat{END}", "café 🍌🍎 日本", "", END]
     yield (CORPUS, 300, (END,), texts)
     yield (CORPUS, 320, (END, "<|pad|>"), [*texts, f"<|pad|> {END}"])
 
@@ -952,6 +952,13 @@ def _():
 class _(tok.BPETokenizer):
     def encode(self, text, allowed_special=()):
         return super().encode(text, tuple(self.special_tokens))
+
+
+@BPETokenizer.mistake("a part that spells a special token is one only where it is in `allowed_special`: ask there")
+class _(tok.BPETokenizer):
+    def encode(self, text, allowed_special=()):
+        alone = text in self.special_tokens
+        return [self.special_tokens[text]] if alone else super().encode(text, allowed_special)
 
 
 @BPETokenizer.mistake(
