@@ -17,6 +17,7 @@ import re
 import uuid
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import nbformat
 
@@ -35,6 +36,7 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:10]
 
 
+@lru_cache(10_000)
 def canonical(text: str) -> str:
     """The text by which cells are compared: one kind of line end, nothing invisible at the ends."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
