@@ -297,6 +297,8 @@ def test_pictures_draw_each_latent_and_feature():
     W, dead = sae.model.W, torch.tensor([[True, False, False, False, False]] * 2)
     figure = views.plot_latents(sae.W_enc.detach(), sae.W_dec_normalized.detach(), W, dead, "title", ["a", "b"])
     assert len(figure.data) == 2 * 2 * (5 + 5) and sum("dead" in trace.name for trace in figure.data) == 4
+    long = views.plot_latents(3 * sae.W_enc.sign().detach(), sae.W_dec.detach(), W, dead, "title", ["a", "b"])
+    assert all(axis.range[0] < -3 and axis.range[1] > 3 for axis in long.select_xaxes())
     assert len(views.plot_sae_training(history, W, 1, "title").frames) == 10
     assert len(views.plot_dead_share({"none": history}, "title").data) == 1
     size = torch.rand(7)
