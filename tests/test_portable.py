@@ -135,7 +135,7 @@ def test_noise_reaches(name, four_noisy):
     plain, ((noisy, *others), counts) = call(), four_noisy[name]
     assert counts.get(operator, 0) > 0, counts
     assert not all(torch.equal(other, plain) for other in others)
-    size = max(noise.SIZE, torch.finfo(plain.dtype).eps)
+    size = noise.SIZE[plain.dtype.to_real()]
     torch.testing.assert_close(noisy, plain, rtol=0, atol=30 * size * plain.abs().max().item())
 
 
@@ -161,7 +161,6 @@ UNTOUCHED = {
     "sum of integers": lambda: LABELS.sum(),
     "count": lambda: (A > 0).sum(-1),
     "cumsum of integers": lambda: LABELS.cumsum(0),
-    "double precision": lambda: A.double() @ B.double(),
     "order": lambda: A.argsort(-1),
     "largest": lambda: A.max(-1).values,
     "moved values": lambda: torch.einsum("ij->ji", A)[2:].reshape(-1),

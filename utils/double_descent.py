@@ -112,7 +112,7 @@ def double_descent(
     device: torch.device | str = "cpu",
 ) -> list[SizeResult]:
     """Train one model per dataset size on that fixed dataset, and test all of them on
-    the same fresh points.
+    the same fresh points, in double precision.
 
     Sizes that are close share a batch, padded to the largest of them. The note's own
     size is `n_features=10_000, feature_probability=0.001, steps=50_000, lr=1e-3`: give
@@ -127,13 +127,14 @@ def double_descent(
     """
     generator_state = torch.get_rng_state()
     torch.manual_seed(seed)
-    test = generate_dataset(n_test, n_features, feature_probability)
+    test = generate_dataset(n_test, n_features, feature_probability).double()
     results = []
     for group in _groups(sorted(sizes)):
         datasets = [
-            generate_dataset(size, n_features, feature_probability) for size in group
+            generate_dataset(size, n_features, feature_probability).double()
+            for size in group
         ]
-        model = FixedDataModel(datasets, d_hidden).to(device)
+        model = FixedDataModel(datasets, d_hidden).double().to(device)
         name = None
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)

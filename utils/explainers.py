@@ -135,7 +135,7 @@ class WorldExplainer:
                 "active somewhere"
             )
         # The tokens on which most of the latent's activation falls.
-        by_token = torch.zeros(len(self.vocabulary)).index_add_(
+        by_token = acts.new_zeros(len(self.vocabulary)).index_add_(
             0, tokens.flatten(), acts.flatten()
         )
         frequent = by_token.topk(30).indices
@@ -148,7 +148,7 @@ class WorldExplainer:
         ).float()
         mean = (holds @ acts.flatten()) / holds.sum(dim=1).clamp_min(1)
 
-        chosen, guess, best = [], torch.zeros(acts.numel()), 0.0
+        chosen, guess, best = [], torch.zeros_like(acts.flatten()), 0.0
         while len(chosen) < self.parts:
             trials = torch.maximum(guess, mean[:, None] * holds)
             scores = correlations(trials, acts.flatten())
@@ -165,7 +165,8 @@ class WorldExplainer:
         """Raises:
         ValueError: the explanation has no part that this explainer understands.
         """
-        guess, parts = torch.zeros(tokens.shape), PART.findall(explanation)
+        guess = torch.zeros(tokens.shape, device=tokens.device)
+        parts = PART.findall(explanation)
         if not parts:
             raise ValueError(
                 f"{explanation!r} names neither a label nor a token with its "
@@ -174,7 +175,9 @@ class WorldExplainer:
         for token, label, size in parts:
             if token:
                 word = json.loads(token)
-                holds = torch.tensor([text == word for text in self.vocabulary])[tokens]
+                holds = torch.tensor(
+                    [text == word for text in self.vocabulary], device=tokens.device
+                )[tokens]
             else:
                 holds = truth[..., self.labels.index(label)]
             guess = torch.maximum(guess, float(size) * holds)
@@ -315,6 +318,7 @@ class LanguageModelExplainer:
             numbers = torch.tensor(
                 json.loads(answer[answer.index("[") : answer.rindex("]") + 1]),
                 dtype=torch.float,
+                device=row.device,
             )
         except (ValueError, TypeError):
             numbers = torch.zeros(0)

@@ -10,15 +10,20 @@ import torch
 
 
 def device() -> torch.device:
-    """The device that `WORKBOOK_DEVICE` names: `cpu` (default), `cuda`, or `auto` (cuda
-    where there is one).
+    """The device that `WORKBOOK_DEVICE` names: `cpu` (default), `cuda`, `auto` (cuda
+    where there is one), or `pretend`, the CPU as a second device: a test finds a
+    missing `device=` with it.
 
     Raises:
         ValueError: the variable holds another word.
         RuntimeError: `cuda` is asked for and torch sees none.
     """
     name = os.environ.get("WORKBOOK_DEVICE", "cpu")
-    if name not in ("cpu", "cuda", "auto"):
+    if name == "pretend":
+        from utils.workbook import pretend
+
+        pretend.start()
+    elif name not in ("cpu", "cuda", "auto"):
         raise ValueError(f"WORKBOOK_DEVICE is {name!r}: set it to cpu, cuda or auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

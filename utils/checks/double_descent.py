@@ -15,11 +15,11 @@ exercise = chapter.exercise
 def run_dataset(generate, n_points, n_features, feature_probability):
     """Shape, lengths, and statistics of the data drawn."""
     data = generate(n_points, n_features, feature_probability)
-    on = (data != 0).float()
+    on = data != 0
     return {
         "shape": list(data.shape),
         "lengths": data.norm(dim=-1),
-        "frequency": on.mean(),
+        "frequency": on.float().mean(),
         "smallest": data.min().clamp(max=0),
         "largest entry of two": data[on.sum(-1) == 2].amax(-1).mean() if (on.sum(-1) == 2).any() else 0.0,
     }

@@ -9,7 +9,8 @@ import torch
 
 from utils import function_vectors as fv
 from utils.checks.engine import Chapter
-from utils.checks.models import small_hf, tokenizer_of
+from utils.checks.models import noise, small_hf, tokenizer_of
+from utils.runtime import device
 from utils.world.tasks import task_prompt
 
 chapter = Chapter(fv)
@@ -25,7 +26,7 @@ def small_model():
     """A random GPT-2 with strong weights, wrapped by nnsight; all dimensions differ."""
     words = " ".join(word for pair in PAIRS for word in pair)
     tokenizer = tokenizer_of(f"- {words} -> Q: A: | the The")
-    return nnsight.LanguageModel(small_hf(tokenizer, LAYERS, HEADS, D_HEAD), tokenizer=tokenizer)
+    return nnsight.LanguageModel(small_hf(tokenizer, LAYERS, HEADS, D_HEAD), tokenizer=tokenizer, device=device())
 
 
 def few_shot(size=6, seed=0) -> fv.ICLDataset:
@@ -37,7 +38,7 @@ def zero_shot(size=7, seed=1) -> fv.ICLDataset:
 
 
 def vector(seed=0, norm=12.0):
-    direction = torch.randn(HEADS * D_HEAD, generator=torch.Generator().manual_seed(seed))
+    direction = noise(HEADS * D_HEAD, seed=seed)
     return norm * direction / direction.norm()
 
 
@@ -396,7 +397,7 @@ def _(model, zero_shot_dataset, h, layer):
 
 @intervene_with_h.law("adding nothing must change nothing, adding much must change something")
 def _(intervene_with_h):
-    nothing = intervene_with_h(small_model(), few_shot(), torch.zeros(HEADS * D_HEAD), 1)
+    nothing = intervene_with_h(small_model(), few_shot(), torch.zeros(HEADS * D_HEAD, device=device()), 1)
     much = intervene_with_h(small_model(), few_shot(), vector(0, 500.0), 1)
     return list(nothing[0]) == list(nothing[1]) and list(much[0]) != list(much[1])
 
@@ -702,9 +703,9 @@ def _(model, dataset, head_list):
     if not head_list or any(not (0 <= layer < LAYERS and 0 <= head < HEADS) for layer, head in head_list):
         raise ValueError("no head, or one that is not there")
     mean_z = fv.mean_head_outputs(model, dataset)
-    total = torch.zeros(HEADS * D_HEAD)
+    total = torch.zeros(HEADS * D_HEAD, device=mean_z.device)
     for layer in range(LAYERS):
-        chosen = torch.zeros(HEADS, D_HEAD)
+        chosen = torch.zeros(HEADS, D_HEAD, device=mean_z.device)
         for head in range(HEADS):
             if (layer, head) in [tuple(h) for h in head_list]:
                 chosen[head] = mean_z[layer, head]
@@ -775,7 +776,7 @@ def _(model, word, layer, fn_vector, prompt_template="- {x} ->", n_tokens=1):
 
 @intervene_with_fn_vector.law("a vector of zeros must change nothing")
 def _(intervene_with_fn_vector):
-    zeros = torch.zeros(HEADS * D_HEAD)
+    zeros = torch.zeros(HEADS * D_HEAD, device=device())
     plain, steered = intervene_with_fn_vector(small_model(), "hot", 1, zeros, "- {x} ->", 2)
     return plain == steered != "" and "hot" not in plain
 
@@ -792,7 +793,7 @@ def _(model, word, layer, fn_vector, prompt_template="- {x} ->", n_tokens=1):
             with model.trace(ids):
                 model.transformer.h[layer].output[:, before - 1] += extra
                 best = model.lm_head.output[:, -1].argmax(dim=-1).save()
-            ids = torch.cat([ids, best[:, None]], dim=1)
+            ids = torch.cat([ids, best[:, None].cpu()], dim=1)
         texts.append(model.tokenizer.decode(ids[0, before:]))
     return tuple(texts)
 
@@ -863,5 +864,5 @@ def _(model, prompt, layer, vector, n_tokens, strength=1.0):
         with model.trace(ids):
             model.transformer.h[layer].output[:, before - 1 :] += strength * vector
             best = model.lm_head.output[:, -1].argmax(dim=-1).save()
-        ids = torch.cat([ids, best[:, None]], dim=1)
+        ids = torch.cat([ids, best[:, None].cpu()], dim=1)
     return model.tokenizer.decode(ids[0, before:])

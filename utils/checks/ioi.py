@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from utils import ioi, ioi_circuit
 from utils.checks.engine import MEASURED, Chapter
-from utils.checks.models import hook_point, hooked, small_gpt, tokenizer_of
+from utils.checks.models import hook_point, hooked, noise, small_gpt, tokenizer_of
+from utils.runtime import device
 from utils.world.lexicon import GIFTS, NAMES, PLACES
 
 chapter = Chapter(ioi, ioi_circuit)
@@ -23,7 +24,7 @@ BATCH, SEQ = 4, 9
 def small_runs():
     """(clean tokens, corrupted tokens, answers, clean cache, corrupted cache) of the small model."""
     model, generator = small_gpt(), torch.Generator().manual_seed(1)
-    clean = torch.randint(0, 37, (BATCH, SEQ), generator=generator)
+    clean = torch.randint(0, 37, (BATCH, SEQ), generator=generator).to(device())
     corrupted = clean.clone()
     corrupted[:, 4] = (clean[:, 4] + 7) % 37
     clean_logits, clean_cache = model.run_with_cache(clean)
@@ -260,7 +261,7 @@ def _():
     yield clean_cache["resid_post", -1][:, -1], clean_cache, _directions()
     stack = torch.stack([clean_cache["resid_pre", layer][:, -1] for layer in range(3)])
     yield stack, clean_cache, _directions()
-    heads = torch.randn(3, 5, BATCH, 20, generator=torch.Generator().manual_seed(2))
+    heads = noise(3, 5, BATCH, 20, seed=2)
     yield heads, clean_cache, _directions()
 
 
@@ -301,7 +302,7 @@ def _(residual_stack, cache, logit_diff_directions):
 
 @residual_stack_to_logit_diff.law("the parts must add up to the whole: f(a + b) = f(a) + f(b)")
 def _(residual_stack_to_logit_diff):
-    a, b = torch.randn(2, BATCH, 20)
+    a, b = torch.randn(2, BATCH, 20, device=device())
     cache = small_runs()[3]
     whole, parts = (residual_stack_to_logit_diff(x, cache, _directions()) for x in (a + b, torch.stack([a, b])))
     return torch.allclose(whole, parts.sum(), atol=1e-4) and bool(whole.abs() > 1e-4)
@@ -359,7 +360,7 @@ def _(ioi_metric):
     runs = [small_gpt()(x) for x in (clean, corrupted)]
     diffs = [ioi.logits_to_ave_logit_diff(logits, answers) for logits in runs]
     got = torch.stack([ioi_metric(logits, answers, *diffs) for logits in runs])
-    return torch.allclose(got, torch.tensor([1.0, 0.0]), atol=1e-4)
+    return torch.allclose(got.cpu(), torch.tensor([1.0, 0.0]), atol=1e-4)
 
 
 @ioi_metric.right
@@ -437,8 +438,8 @@ def _(patch_residual_component):
 
 @patch_residual_component.right
 def _(corrupted_residual_component, hook, pos, clean_cache):
-    here = (torch.arange(corrupted_residual_component.shape[1]) == pos)[None, :, None]
-    return torch.where(here, clean_cache[hook.name], corrupted_residual_component)
+    places = torch.arange(corrupted_residual_component.shape[1], device=corrupted_residual_component.device)
+    return torch.where((places == pos)[None, :, None], clean_cache[hook.name], corrupted_residual_component)
 
 
 # ---------------------------------------------------------------- get_act_patch_resid_pre
@@ -492,7 +493,7 @@ def _(model, corrupted_tokens, clean_cache, patching_metric):
 def _(get_act_patch_resid_pre):
     _, corrupted, _, clean_cache, _ = small_runs()
     scores = get_act_patch_resid_pre(small_gpt(), corrupted, clean_cache, metric)
-    return torch.allclose(scores[0, 4], torch.tensor(1.0), atol=1e-3)
+    return torch.allclose(scores[0, 4].cpu(), torch.tensor(1.0), atol=1e-3)
 
 
 @get_act_patch_resid_pre.right
@@ -613,12 +614,14 @@ def _(patch_attn_patterns):
         patch_attn_patterns, before.clone(), hook=hook_point("pattern", 1), head_index=2, clean_cache=clean_cache
     )
     moved = (after - before).abs().sum(dim=(0, 2, 3)) > 0
-    return torch.allclose(after.sum(dim=-1), torch.ones(BATCH, 5, SEQ)) and moved.tolist() == [i == 2 for i in range(5)]
+    return torch.allclose(after.sum(dim=-1), torch.ones_like(after[..., 0])) and moved.tolist() == [
+        i == 2 for i in range(5)
+    ]
 
 
 @patch_attn_patterns.right
 def _(corrupted_pattern, hook, head_index, clean_cache):
-    here = torch.zeros(corrupted_pattern.shape[1])
+    here = torch.zeros(corrupted_pattern.shape[1], device=corrupted_pattern.device)
     here[head_index] = 1
     mask = here[None, :, None, None]
     return corrupted_pattern * (1 - mask) + clean_cache["pattern", hook.layer()] * mask

@@ -10,7 +10,7 @@ from transformer_lens.utilities import get_act_name
 from utils import ioi
 from utils import ioi_circuit as circuit
 from utils.checks.ioi import BATCH, SEQ, chapter, small_runs
-from utils.checks.models import hook_point, hooked, small_gpt
+from utils.checks.models import hook_point, hooked, noise, small_gpt
 from utils.runtime import device
 
 exercise = chapter.exercise
@@ -29,7 +29,7 @@ patch_or_freeze_heads = exercise(circuit.patch_or_freeze_heads, use=_use_freeze,
 @patch_or_freeze_heads.cases
 def _():
     *_, orig_cache, new_cache = small_runs()
-    z = torch.randn(BATCH, SEQ, 5, 6, generator=torch.Generator().manual_seed(0))
+    z = noise(BATCH, SEQ, 5, 6)
     yield z, hook_point("z", 1), (1, 3), orig_cache, new_cache
     yield z, hook_point("z", 2), (1, 3), orig_cache, new_cache
     yield z, hook_point("z", 0), (0, 4), orig_cache, new_cache
@@ -194,8 +194,8 @@ attention_to_role = exercise(circuit.attention_to_role)
 @attention_to_role.cases
 def _():
     *_, clean_cache, corrupted_cache = small_runs()
-    yield clean_cache, torch.full((BATCH,), SEQ - 1), torch.tensor([1, 2, 1, 3])
-    yield corrupted_cache, torch.tensor([5, 6, 7, 8]), torch.tensor([2, 0, 1, 4])
+    yield clean_cache, torch.full((BATCH,), SEQ - 1, device=device()), torch.tensor([1, 2, 1, 3], device=device())
+    yield corrupted_cache, torch.tensor([5, 6, 7, 8], device=device()), torch.tensor([2, 0, 1, 4], device=device())
 
 
 @attention_to_role.mistake("query and key are swapped: a pattern is [batch, head, query, key]")
@@ -222,7 +222,7 @@ def _(cache, query, key):
 
 @attention_to_role.right
 def _(cache, query, key):
-    result = torch.zeros(3, 5)
+    result = torch.zeros(3, 5, device=query.device)
     for layer in range(3):
         for i, (q, k) in enumerate(zip(query.tolist(), key.tolist(), strict=True)):
             result[layer] += cache["pattern", layer][i, :, q, k] / len(query)
@@ -307,7 +307,7 @@ def _(model, name_tokens, top_k=5):
 
 @copying_scores.law("scores are fractions, and a head that copies must score more than one that does the opposite")
 def _(copying_scores):
-    scores = copying_scores(copying_model(), torch.arange(41), 5)
+    scores = copying_scores(copying_model(), torch.arange(41, device=device()), 5)
     return bool(0 <= scores.min() and scores.max() <= 1 and scores[0, 0] > 0.5 > scores[0, 2])
 
 
@@ -410,7 +410,8 @@ def _(model, tokens, circuit, means):
         raise ValueError("of other prompts, or of another model")
     hooks = []
     for layer in range(model.cfg.n_layers):
-        keep = torch.tensor([(layer, head) in list(circuit) for head in range(model.cfg.n_heads)])[:, None]
+        keep = torch.tensor([(layer, head) in list(circuit) for head in range(model.cfg.n_heads)], device=tokens.device)
+        keep = keep[:, None]
         hooks.append((get_act_name("z", layer), lambda z, hook, k=keep, m=means[layer]: torch.where(k, z, m)))
     return model.run_with_hooks(tokens, fwd_hooks=hooks)
 

@@ -94,7 +94,8 @@ def load_hf(name: str = "lm") -> PreTrainedModel:
         raise ValueError(f"{name!r} exists in transformer_lens only: use load({name!r})")
     if profile() == "hub":
         with _hub(name):
-            return AutoModelForCausalLM.from_pretrained("gpt2" if source == "gpt2-small" else source).eval()
+            repo = "gpt2" if source == "gpt2-small" else source
+            return AutoModelForCausalLM.from_pretrained(repo).eval().to(device())
     path = folder(name)
     names = ("config.json", "generation_config.json", "model.safetensors")
     verified(*(path / each for each in names), root=WEIGHTS.resolve())
@@ -109,7 +110,8 @@ def load_nnsight(name: str = "lm"):
     with _quiet():
         from nnsight import LanguageModel
 
-        return LanguageModel(hf, tokenizer=tokenizer)
+        # Without a device, nnsight's pipeline moves the model to the first GPU that it finds.
+        return LanguageModel(hf, tokenizer=tokenizer, device=device())
 
 
 def load(name: str = "lm", processed: bool = True, cls: type[HookedTransformer] = HookedTransformer):
@@ -246,7 +248,7 @@ def load_sae(place: str, layer: int):
             return SAE.from_pretrained(source, sae_id.format(layer=layer), device=str(device()))
     path = WEIGHTS.resolve() / source.format(layer=layer)
     verified(path / "cfg.json", path / "sae_weights.safetensors", root=WEIGHTS.resolve())
-    return SAE.load_from_disk(path, device=str(device())).eval().requires_grad_(False)
+    return SAE.load_from_disk(path).to(device()).eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

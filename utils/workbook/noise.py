@@ -2,8 +2,7 @@
 
 Another machine sums in another order and takes its exponentials from another library, so that every such result
 differs in its last bits. Here each of them is multiplied by 1 + 3e-7·u, u uniform in [-1, 1] and drawn anew at each
-call. Only float32, complex64 and the half types are touched (these by their own rounding): float64 rounds at 1e-16,
-far below what any cell compares, and integers are exact everywhere.
+call; double precision by 1 + 6e-16·u, the half types by their own rounding. Integers are exact everywhere.
 
 The noise sits in torch's dispatcher, in place of the device's own kernel (`torch.library`), which it calls. A
 `TorchDispatchMode` would see the same operators, but only on the thread that entered it, and it makes every operator
@@ -19,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-SIZE = 3e-7
+# About two and a half roundings.
+SIZE = {torch.float64: 6e-16, torch.float32: 3e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 PRODUCTS = """mm addmm bmm baddbmm addbmm mv addmv dot vdot addr _addmm_activation mkldnn_convolution
     _slow_conv2d_forward slow_conv3d_forward _slow_conv2d_backward slow_conv_transpose2d convolution_backward
     mkldnn_rnn_layer _native_multi_head_attention _transformer_encoder_layer_fwd
@@ -41,7 +41,7 @@ FACTORISATIONS = """_linalg_svd _linalg_eigh linalg_eig _linalg_eigvals linalg_q
     _linalg_solve_ex linalg_inv_ex linalg_solve_triangular linalg_lstsq _linalg_det _linalg_slogdet
     linalg_matrix_exp"""
 NAMES = f"{PRODUCTS} {SUMS} {FUNCTIONS} {FACTORISATIONS}".split()
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.complex64)
+FLOATS = (*SIZE, torch.complex64, torch.complex128)
 KEYS = ("CPU", "CUDA") if torch.cuda.is_available() else ("CPU",)
 # Noise is drawn once, for twice as many values; a call takes a stretch that begins at a place drawn anew.
 STRETCH = 1 << 21
@@ -62,9 +62,9 @@ def start(seed: int, written_to: Path | None = None) -> None:
     global _library
     stop()
     draw = random.Random(seed)
-    base = torch.rand(2 * STRETCH, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    base = torch.rand(2 * STRETCH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
     pools = {
-        (dtype, key): (1 + max(SIZE, torch.finfo(dtype).eps) * base).to(key.lower(), dtype.to_real())
+        (dtype, key): (1 + SIZE[dtype.to_real()] * base).to(key.lower(), dtype.to_real())
         for dtype in FLOATS
         for key in KEYS
     }

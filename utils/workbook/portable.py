@@ -2,9 +2,10 @@
 this one as another machine would, and say which cells differ there.
 
 A setting is noise on every rounded result (`utils.workbook.noise`), another code path of torch and MKL, another
-number of threads, another hash seed, or the GPU where there is one. Each result is a file in `.cache/portable/`, valid
-as long as the digest of what it depends on: an interrupted run goes on where it stopped. The module is pytest's plugin
-too, which records what each cell gave: `-p utils.workbook.portable --record-cells FILE`.
+number of threads, another hash seed, a second device (`utils.workbook.pretend`), or the GPU where there is one. Each
+result is a file in `.cache/portable/`, valid as long as the digest of what it depends on: an interrupted run goes on
+where it stopped. The module is pytest's plugin too, which records what each cell gave: `-p utils.workbook.portable
+--record-cells FILE`.
 """
 
 import hashlib
@@ -46,6 +47,7 @@ def settings(seeds: int = 3) -> dict[str, dict[str, str]]:
         "cpu-avx2": threads(1) | {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
         **{f"threads-{n}": threads(n) for n in (1, 2, 4)},
         **{f"hash-{n}": threads(1) | {"PYTHONHASHSEED": str(n)} for n in (7, 11)},
+        "pretend": threads(1) | {"WORKBOOK_DEVICE": "pretend"},
         GPU: threads(1) | {"WORKBOOK_DEVICE": GPU},
     }
 
@@ -160,7 +162,7 @@ def digest(chapter: str, environment: dict[str, str]) -> str:
     """Of all that a result depends on: notebook, the package, the comparison, weights, torch and the setting."""
     package, machinery = ROOT / "utils", ROOT / "utils" / "workbook"
     files = {path for path in package.rglob("*.py") if machinery not in path.parents}
-    files |= {machinery / f"{name}.py" for name in ("compare", "nbval_plugin", "noise")}
+    files |= {machinery / f"{name}.py" for name in ("compare", "nbval_plugin", "noise", "pretend")}
     files.add(ROOT / "utils" / "models" / "weights" / "manifest.json")
     files.add(ROOT / "tests" / "test_checks.py" if chapter == CHECKS else SOLUTIONS / f"{chapter}.ipynb")
     said = hashlib.sha256(json.dumps([sys.version, version("torch"), environment]).encode())
