@@ -50,10 +50,10 @@ ALLOWED = {
     "writing into it": "x.clone().copy_(torch.ones(3, 4)).sum().item() == 12",
     "there and back": "x.cpu().to(D).device.type == D and type(x.cpu()) is torch.Tensor",
     "gradients": "layer(x).sum().backward() is None and layer.weight.grad.device.type == D",
-    "new weights": "setattr(layer.weight, 'data', torch.ones(5, 4, device=D)) is None and layer.weight.sum().item() == 20",
+    "new weights": "setattr(layer.bias, 'data', torch.ones(5, device=D)) is None and layer.bias.sum().item() == 5",
     "tolist": "ids.tolist() == [2, 0, 1]",
     "the CPU's random numbers": "torch.equal(x.cpu(), (torch.manual_seed(0), torch.randn(3, 4))[1])",
-    "a loaded model": "torch.allclose(load('attn1l').to(D)(ids[None]).cpu(), load('attn1l')(ids[None].cpu()), atol=1e-5)",
+    "a loaded model": "torch.allclose(load('attn1l').to(D)(ids[None]).cpu(), load('attn1l')(ids[None].cpu()))",
 }
 RUN = """
 import json, sys
