@@ -226,6 +226,15 @@ def test_plain_lists_and_typed_arrays_are_the_same_data():
     assert differences(typed, plain)
 
 
+def test_some_dots_may_move_but_none_may_come_or_go():
+    before, ten = figure([*range(20)]), [*range(20)]
+    ten[3], ten[4] = 4.5, 9.0
+    assert differences(figure(ten), before) and not differences(figure(ten), before, moved=0.1)
+    assert differences(figure(ten), before, moved=0.09)
+    assert differences(figure([*range(19)]), before, moved=0.9)
+    assert differences(printed("1.5 2.5\n"), printed("1.5 3.5\n"), moved=0.9), "printed numbers don't move"
+
+
 # ---------------------------------------------------------------- too few digits
 
 

@@ -203,6 +203,16 @@ def test_noise_is_drawn_anew_and_a_seed_is_a_machine():
     assert all(map(torch.equal, one, again)) and not any(map(torch.equal, one, two))
 
 
+def test_without_a_gpu_its_setting_says_so(monkeypatch):
+    monkeypatch.setattr(portable, "has_gpu", lambda: False)
+    with pytest.raises(WorkbookError, match="no GPU here"):
+        portable.portable("04", setting="cuda")
+    known = []
+    monkeypatch.setattr(portable, "run_all", lambda jobs, *_, **__: known.extend(s for s, _ in jobs) or {})
+    portable.portable("04")
+    assert "pretend" in known and "cuda" not in known
+
+
 def test_stop_gives_torch_back():
     plain = A @ B
     with noise.noise(seed=1):

@@ -103,25 +103,28 @@ def plot_dimensionality(
 ) -> go.Figure:
     """Dimensionality of every feature by sparsity, with a line at each plateau, and a histogram beside it.
 
-    Within an instance features are sorted and spread sideways, so that equal values show as a flat run. The histogram
-    shows how many features have each dimensionality, beside those in `control`.
+    Within an instance features are sorted and spread sideways, so that equal values show as a flat run; below 0.1 they
+    are left out. The histogram shows how many features have each dimensionality, beside those in `control`.
     """
     figure = make_subplots(1, 2, column_widths=[0.72, 0.28], shared_yaxes=True, horizontal_spacing=0.02)
     x, y = [], []
     for i in range(len(dimensionality)):
-        values = dimensionality[i][dimensionality[i] > 0.1].sort(descending=True).values
-        x.append(i + np.linspace(-0.38, 0.38, len(values), dtype=np.float32))
-        y.append(show.to_numpy(values))
+        values = show.to_numpy(dimensionality[i].sort(descending=True).values)
+        kept = int((values > 0.1).sum())
+        # A place for each feature, so that the figure's data have one shape on every machine.
+        x.append(i - 0.38 + 0.76 * np.arange(len(values), dtype=np.float32) / max(1, kept - 1))
+        y.append(np.where(values > 0.1, values, np.nan))
     marker = dict(size=4, color=show.COLOURS[0])
     dots = go.Scatter(x=np.concatenate(x), y=np.concatenate(y), mode="markers", marker=marker, name="trained")
     figure.add_trace(dots.update(showlegend=False), row=1, col=1)
-    edges = np.linspace(0.1, 1.02, 47)
+    bins = dict(start=0.1, end=1.02, size=0.02)
     for name, values, colour in (
-        ("random directions", show.to_numpy(control), show.GREY),
-        ("trained", np.concatenate(y), show.COLOURS[0]),
+        ("random directions", control, show.GREY),
+        ("trained", dimensionality.flatten(), show.COLOURS[0]),
     ):
-        counts = np.histogram(values, edges)[0]
-        bars = go.Bar(x=counts, y=(edges[1:] + edges[:-1]) / 2, orientation="h", marker=dict(color=colour), name=name)
+        values = show.to_numpy(values.sort().values)
+        padded = np.pad(values, (dimensionality.numel() - len(values), 0), constant_values=np.nan)
+        bars = go.Histogram(y=padded, ybins=bins, marker=dict(color=colour), name=name)
         figure.add_trace(bars, row=1, col=2)
     for name, height in plateaus.items():
         figure.add_hline(y=height, line=dict(color=show.GREY, width=1, dash="dot"))
@@ -139,7 +142,8 @@ def plot_dimensionality(
 def plot_neurons(W: Float[Tensor, "inst d_hidden feats"], title: str, subtitles: Sequence[str]) -> go.Figure:
     """Each neuron as a bar stacked from the sizes of its weights, sorted by how many features it serves.
 
-    Blue: one feature; orange: several. Weights that `features_per_neuron` does not count are left out.
+    Blue: one feature; orange: several. Weights that `features_per_neuron` does not count are left out, and so is what a
+    neuron serves beyond eight.
     """
     figure = make_subplots(1, len(W), subplot_titles=subtitles, horizontal_spacing=0.03, shared_yaxes=True)
     for i in range(len(W)):
@@ -147,7 +151,7 @@ def plot_neurons(W: Float[Tensor, "inst d_hidden feats"], title: str, subtitles:
         largest_first = -np.sort(-show.to_numpy(W[i].abs()), axis=1)
         order = np.lexsort((-largest_first[:, 0], serves))
         colours = [show.COLOURS[0] if k == 1 else show.COLOURS[1] for k in serves[order]]
-        for layer in range(int(serves.max())):
+        for layer in range(min(8, largest_first.shape[1])):
             height = np.where(layer < serves, largest_first[:, layer], 0)[order]
             bars = go.Bar(
                 x=np.arange(len(height)),

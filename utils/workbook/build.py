@@ -20,7 +20,8 @@ KERNEL = {
     "language_info": {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"},
 }
 LARGEST = 1_000_000  # bytes of a solved notebook: larger ones are slow to open and to review
-TOLERANCES = {"rtol": (int, float), "atol": (int, float), "counts": (int,)}  # in a cell's fence, with a reason in `why`
+# In a cell's fence, with a reason in `why`.
+TOLERANCES = {"rtol": (int, float), "atol": (int, float), "counts": (int,), "moved": (float,)}
 AFTER_HINTS = re.compile(r"(?<=</details>)\n+(?!\n|<details>)")
 
 

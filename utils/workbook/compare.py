@@ -40,12 +40,14 @@ COLOUR = re.compile(r"rgba?\([^)]*\)")
 class Tolerance(NamedTuple):
     """How far a number may be off: floats by a share and an amount, whole numbers by an amount.
 
+    `moved`: this share of a figure's array may be off by any amount.
     `coarse`: also a float printed with few digits may be one unit of its last place off.
     """
 
     rtol: float = RTOL
     atol: float = ATOL
     counts: int = 0
+    moved: float = 0.0
     coarse: bool = False
 
 
@@ -58,7 +60,13 @@ class Number(NamedTuple):
 
 
 def differences(
-    got: list[dict], want: list[dict], rtol: float = RTOL, atol: float = ATOL, counts: int = 0, coarse: str = ""
+    got: list[dict],
+    want: list[dict],
+    rtol: float = RTOL,
+    atol: float = ATOL,
+    counts: int = 0,
+    moved: float = 0.0,
+    coarse: str = "",
 ) -> list[str]:
     """Sentences that name what differs between two lists of cell outputs; empty where they agree.
 
@@ -66,9 +74,10 @@ def differences(
         got, want: the outputs of one cell, new and recorded.
         rtol, atol: how far a float may be off, as a share of the recorded one and as an amount.
         counts: how far a whole number may be off.
+        moved: which share of each array of a figure may differ by more than that: dots that change places.
         coarse: why it doesn't matter that floats are printed with few digits; one unit of their last place is allowed.
     """
-    tolerance = Tolerance(rtol, atol, counts, bool(coarse))
+    tolerance = Tolerance(rtol, atol, counts, moved, bool(coarse))
     got, want = list(_shown(got)), list(_shown(want))
     said = []
     for i, ((kind, new), (kind_before, before)) in enumerate(zip(got, want, strict=False)):
@@ -209,7 +218,7 @@ def _arrays(got, want, path: str, tolerance: Tolerance):
     else:
         whole = new.dtype.kind in "iu" and before.dtype.kind in "iu"
         same = _close(new, before, whole, tolerance)
-        if not same.all():
+        if (~same).sum() > tolerance.moved * same.size:
             first = tuple(np.argwhere(~same)[0].tolist())
             count = f"{int((~same).sum())} of {same.size} values differ, first "
             yield f"{path}{list(first)}", f"{count}{new[first]:.6g}, recorded {before[first]:.6g}"

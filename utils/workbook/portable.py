@@ -70,6 +70,8 @@ def portable(
     known = settings(max(seeds, int(setting.split("-")[1])) if re.fullmatch(r"noise-\d+", setting or "") else seeds)
     if setting and setting not in known:
         raise WorkbookError(f"There is no setting {setting!r}. The settings are: {', '.join(known)}.")
+    if setting == GPU and not has_gpu():
+        raise WorkbookError("torch sees no GPU here. `pretend` finds a forgotten `device=` without one.")
     chosen = [setting] if setting else [name for name in known if name != GPU or has_gpu()]
     chapters = [CHECKS] if wanted == CHECKS else [*chapter_names(wanted), *([] if wanted else [CHECKS])]
     if sample:
