@@ -414,9 +414,9 @@ def generate_texts(
             # padding and hide it.
             seen = torch.ones_like(new)
             logits = model(new, past_kv_cache=past, attention_mask=seen)[:, -1]
-            new = torch.multinomial(
-                (logits / temperature).softmax(dim=-1), num_samples=1
-            )
+            # Drawn on the CPU: a GPU's random numbers are others.
+            probs = (logits / temperature).softmax(dim=-1).cpu()
+            new = torch.multinomial(probs, num_samples=1).to(tokens.device)
             tokens = torch.cat([tokens, new], dim=1)
     end = tokenizer.eos_token
     texts = [tokenizer.decode(row).removeprefix(tokenizer.bos_token) for row in tokens]

@@ -125,7 +125,7 @@ def run_facts(fn, model, seq_len, batch_size):
     again, again_cache = model.run_with_cache(tokens)
     return {
         "tokens": flaw(tokens, model, seq_len, batch_size),
-        "logits are those of the tokens": difference(logits, again, atol=ROUNDING),
+        "logits are those of the tokens": difference(logits, again, atol=10 * ROUNDING),
         "cache holds": sorted(kept.keys()),
         "cache is that of the tokens": difference(kept["pattern", 1], again_cache["pattern", 1]),
     }

@@ -22,7 +22,7 @@ def arrow(x: float, y: float, label: str = "", size: int = 7, symbol: str = "cir
         x=np.array([0, x], dtype=np.float32),
         y=np.array([0, y], dtype=np.float32),
         text=["", label],
-        textposition="bottom center" if y < 0 else "top center",
+        textposition="bottom center" if y < -0.05 else "top center",
         marker=dict(size=[0, size], symbol=symbol, color=colour),
         **style,
     )

@@ -108,11 +108,11 @@ def plot_dimensionality(
     """
     figure = make_subplots(1, 2, column_widths=[0.72, 0.28], shared_yaxes=True, horizontal_spacing=0.02)
     x, y = [], []
+    # A place for each feature, seen or not: the figure's data have one shape on every machine.
+    places = 0.76 * np.arange(dimensionality.shape[1], dtype=np.float32) / 40 - 0.38
     for i in range(len(dimensionality)):
         values = show.to_numpy(dimensionality[i].sort(descending=True).values)
-        kept = int((values > 0.1).sum())
-        # A place for each feature, so that the figure's data have one shape on every machine.
-        x.append(i - 0.38 + 0.76 * np.arange(len(values), dtype=np.float32) / max(1, kept - 1))
+        x.append(i + places)
         y.append(np.where(values > 0.1, values, np.nan))
     marker = dict(size=4, color=show.COLOURS[0])
     dots = go.Scatter(x=np.concatenate(x), y=np.concatenate(y), mode="markers", marker=marker, name="trained")
