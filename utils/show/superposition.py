@@ -96,7 +96,7 @@ def plot_gram(
 
 def plot_dimensionality(
     dimensionality: Float[Tensor, "inst feats"],
-    control: Float[Tensor, " n"],
+    control: Float[Tensor, "inst feats"],
     inverse_density: Float[Tensor, " inst"],
     plateaus: dict[str, float],
     title: str,
@@ -109,7 +109,7 @@ def plot_dimensionality(
     figure = make_subplots(1, 2, column_widths=[0.72, 0.28], shared_yaxes=True, horizontal_spacing=0.02)
     x, y = [], []
     # A place for each feature, seen or not: the figure's data have one shape on every machine.
-    places = 0.76 * np.arange(dimensionality.shape[1], dtype=np.float32) / 40 - 0.38
+    places = np.minimum(0.76 * np.arange(dimensionality.shape[1], dtype=np.float32) / 25 - 0.38, 0.38)
     for i in range(len(dimensionality)):
         values = show.to_numpy(dimensionality[i].sort(descending=True).values)
         x.append(i + places)
@@ -118,13 +118,12 @@ def plot_dimensionality(
     dots = go.Scatter(x=np.concatenate(x), y=np.concatenate(y), mode="markers", marker=marker, name="trained")
     figure.add_trace(dots.update(showlegend=False), row=1, col=1)
     bins = dict(start=0.1, end=1.02, size=0.02)
+    random = show.to_numpy(control.flatten())
     for name, values, colour in (
-        ("random directions", control, show.GREY),
-        ("trained", dimensionality.flatten(), show.COLOURS[0]),
+        ("random directions", np.where(random > 0.1, random, np.nan), show.GREY),
+        ("trained", np.concatenate(y), show.COLOURS[0]),
     ):
-        values = show.to_numpy(values.sort().values)
-        padded = np.pad(values, (dimensionality.numel() - len(values), 0), constant_values=np.nan)
-        bars = go.Histogram(y=padded, ybins=bins, marker=dict(color=colour), name=name)
+        bars = go.Histogram(y=values, ybins=bins, marker=dict(color=colour), name=name)
         figure.add_trace(bars, row=1, col=2)
     for name, height in plateaus.items():
         figure.add_hline(y=height, line=dict(color=show.GREY, width=1, dash="dot"))
