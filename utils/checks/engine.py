@@ -383,7 +383,7 @@ class _Judge:
                     return "your function seeds the random numbers of the whole kernel: leave the seed as it is"
             if want.error is not None:
                 continue
-            if _differ(want.value, want_again.value):
+            if _differ(want.value, want_again.value, **CLEARLY):
                 same_draws.append(got_again.error is None and not _differ(got.value, got_again.value))
             elif said := self._compare(got_again, want_again, args):
                 return f"right once, but called again, without gradients and with other random numbers: {said}"
@@ -403,7 +403,7 @@ class _Judge:
             got = self._limited(exercise._run, mine, args)
             if said := self._compare(got, other, args):
                 return f"with another `seed`: {said}"
-            if _differ(other.value, want.value) and not _differ(got.value, before.value):
+            if _differ(other.value, want.value, **CLEARLY) and not _differ(got.value, before.value):
                 return "another `seed` gives the same result: draw from the seed that is given"
         return None
 
@@ -431,10 +431,13 @@ class _Judge:
         return None
 
 
-def _differ(a: object, b: object) -> bool:
-    """By more than rounding: other random numbers, not another order of summing."""
+# Other random numbers, not another order of summing.
+CLEARLY = dict(rtol=1e-3, atol=1e-3)
+
+
+def _differ(a: object, b: object, **tolerance: float) -> bool:
     try:
-        return difference(a, b, rtol=1e-3, atol=1e-3) is not None
+        return difference(a, b, **tolerance) is not None
     except Exception:
         return True
 
