@@ -50,6 +50,8 @@ def test_the_machinery_imports_no_teaching_code():
     for path in (UTILS / "workbook").rglob("*.py"):
         names = {name.split(".")[0] for name in imported(path)}
         assert not names & {*MODULES, "show"}, path.name
+        if path.name in ("draws.py", "mutants.py"):  # they judge the checks
+            continue
         assert {name for name in imported(path) if name.startswith("checks.")} <= {
             f"checks.{name}" for name in ("progress", "progress.WORK", "progress.load")
         }, path.name

@@ -15,7 +15,7 @@ BEFORE = """
 import numpy as np, torch
 import torch.nn.functional as F
 from utils.models import load
-from utils.workbook import pretend
+from utils import pretend
 
 pretend.start()
 D = "pretend"

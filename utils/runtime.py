@@ -20,7 +20,7 @@ def device() -> torch.device:
     """
     name = os.environ.get("WORKBOOK_DEVICE", "cpu")
     if name == "pretend":
-        from utils.workbook import pretend
+        from utils import pretend
 
         pretend.start()
     elif name not in ("cpu", "cuda", "auto"):

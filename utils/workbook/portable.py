@@ -2,7 +2,7 @@
 this one as another machine would, and say which cells differ there.
 
 A setting is noise on every rounded result (`utils.workbook.noise`), another code path of torch and MKL, another
-number of threads, another hash seed, a second device (`utils.workbook.pretend`), or the GPU where there is one. Each
+number of threads, another hash seed, a second device (`utils.pretend`), or the GPU where there is one. Each
 result is a file in `.cache/portable/`, valid as long as the digest of what it depends on: an interrupted run goes on
 where it stopped. The module is pytest's plugin too, which records what each cell gave: `-p utils.workbook.portable
 --record-cells FILE`.
@@ -164,7 +164,7 @@ def digest(chapter: str, environment: dict[str, str]) -> str:
     """Of all that a result depends on: notebook, the package, the comparison, weights, torch and the setting."""
     package, machinery = ROOT / "utils", ROOT / "utils" / "workbook"
     files = {path for path in package.rglob("*.py") if machinery not in path.parents}
-    files |= {machinery / f"{name}.py" for name in ("compare", "nbval_plugin", "noise", "pretend")}
+    files |= {machinery / f"{name}.py" for name in ("compare", "nbval_plugin", "noise")}
     files.add(ROOT / "utils" / "models" / "weights" / "manifest.json")
     files.add(ROOT / "tests" / "test_checks.py" if chapter == CHECKS else SOLUTIONS / f"{chapter}.ipynb")
     said = hashlib.sha256(json.dumps([sys.version, version("torch"), environment]).encode())

@@ -15,7 +15,12 @@ NAME = "pretend"
 aten = torch.ops.aten
 # Their tensors may lie on two devices.
 BETWEEN = {aten.copy_.default, aten._to_copy.default, aten.set_.source_Tensor}
-INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+INDEXING = {
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+}
 _library = None
 
 
@@ -46,18 +51,28 @@ class PretendTensor(torch.Tensor, metaclass=_Disguised):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        if func is torch.Tensor.__getitem__ and not isinstance(args[0], cls):  # torch would fetch the index from there
-            raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+        if func is torch.Tensor.__getitem__ and not isinstance(
+            args[0], cls
+        ):  # torch would fetch the index from there
+            raise RuntimeError(
+                "indices should be either on cpu or on the same device as the indexed tensor (cpu)"
+            )
         return torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         refuse_mixture(func, args, kwargs)
-        stays = torch.device(kwargs["device"]).type == NAME if kwargs.get("device") is not None else True
+        stays = (
+            torch.device(kwargs["device"]).type == NAME
+            if kwargs.get("device") is not None
+            else True
+        )
         if kwargs.get("device") is not None:
             kwargs["device"] = "cpu"
-        outer = {id(t.inner): t for t in tree_iter((args, kwargs)) if isinstance(t, cls)}
+        outer = {
+            id(t.inner): t for t in tree_iter((args, kwargs)) if isinstance(t, cls)
+        }
         out = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
 
         def wrap(t):
@@ -85,7 +100,9 @@ class PretendTensor(torch.Tensor, metaclass=_Disguised):
         self.inner = value.inner
 
     def __deepcopy__(self, memo):
-        out = memo[id(self)] = PretendTensor(self.inner.detach().clone()).requires_grad_(self.requires_grad)
+        out = memo[id(self)] = PretendTensor(
+            self.inner.detach().clone()
+        ).requires_grad_(self.requires_grad)
         if isinstance(self, torch.nn.Parameter):
             out._is_param = True
         return out
@@ -109,8 +126,13 @@ def refuse_mixture(func, args, kwargs) -> None:
     Raises:
         RuntimeError: tensors lie on two devices, or the random numbers of one are asked from the other's generator.
     """
-    if isinstance(generator := kwargs.get("generator"), torch.Generator) and generator.device.type != NAME:
-        raise RuntimeError(f"Expected a '{NAME}' device type for generator but found '{generator.device.type}'")
+    if (
+        isinstance(generator := kwargs.get("generator"), torch.Generator)
+        and generator.device.type != NAME
+    ):
+        raise RuntimeError(
+            f"Expected a '{NAME}' device type for generator but found '{generator.device.type}'"
+        )
     if func in BETWEEN:
         return
     if func in INDEXING:  # the indices may lie on the CPU
@@ -136,8 +158,14 @@ def start() -> None:
     _library.impl("_copy_from", _copy_from, "PrivateUse1")
 
 
-def _empty(size, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None):
-    return PretendTensor(torch.empty(size, dtype=dtype, memory_format=memory_format or torch.contiguous_format))
+def _empty(
+    size, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None
+):
+    return PretendTensor(
+        torch.empty(
+            size, dtype=dtype, memory_format=memory_format or torch.contiguous_format
+        )
+    )
 
 
 def _empty_strided(size, stride, dtype=None, layout=None, device=None, pin_memory=None):
