@@ -1,10 +1,12 @@
 """A second device that is the CPU in disguise: what a GPU refuses, found without one.
 
-`start()` registers a device named `pretend` with torch. A tensor on it computes on the CPU, with the CPU's random
-numbers and results, but can't be mixed with a tensor that is not on it: an operator raises what CUDA would, and so do
-`numpy()` and a CPU generator. `WORKBOOK_DEVICE=pretend` then runs a chapter there, so that a missing `device=` shows.
+`start()` registers a device named `pretend` with torch. A tensor on it computes on the
+CPU, with the CPU's random numbers and results, but can't be mixed with a tensor that is
+not on it: an operator raises what CUDA would, and so do `numpy()` and a CPU generator.
+`WORKBOOK_DEVICE=pretend` then runs a chapter there, so that a missing `device=` shows.
 
-As on a GPU, a CPU tensor without dimensions may take part, and an index may lie on the CPU.
+As on a GPU, a CPU tensor without dimensions may take part, and an index may lie on the
+CPU.
 """
 
 import torch
@@ -51,11 +53,11 @@ class PretendTensor(torch.Tensor, metaclass=_Disguised):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        if func is torch.Tensor.__getitem__ and not isinstance(
-            args[0], cls
-        ):  # torch would fetch the index from there
+        # Torch itself would fetch the index from the other device.
+        if func is torch.Tensor.__getitem__ and not isinstance(args[0], cls):
             raise RuntimeError(
-                "indices should be either on cpu or on the same device as the indexed tensor (cpu)"
+                "indices should be either on cpu or on the same device as the indexed "
+                "tensor (cpu)"
             )
         return torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})
 
@@ -63,28 +65,26 @@ class PretendTensor(torch.Tensor, metaclass=_Disguised):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         refuse_mixture(func, args, kwargs)
-        stays = (
-            torch.device(kwargs["device"]).type == NAME
-            if kwargs.get("device") is not None
-            else True
-        )
-        if kwargs.get("device") is not None:
-            kwargs["device"] = "cpu"
-        outer = {
-            id(t.inner): t for t in tree_iter((args, kwargs)) if isinstance(t, cls)
-        }
+        stays, asked = True, kwargs.get("device")
+        if asked is not None:
+            stays, kwargs["device"] = torch.device(asked).type == NAME, "cpu"
+        given = [t for t in tree_iter((args, kwargs)) if isinstance(t, cls)]
+        outer = {id(t.inner): t for t in given}
         out = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
 
         def wrap(t):
             if not isinstance(t, torch.Tensor) or isinstance(t, cls):
                 return t
-            return outer.get(id(t)) if id(t) in outer else cls(t) if stays else t
+            if id(t) in outer:
+                return outer[id(t)]
+            return cls(t) if stays else t
 
         return tree_map(wrap, out)
 
     def numpy(self, *args, **kwargs):
         raise TypeError(
-            f"can't convert {NAME}:0 device type tensor to numpy. Use Tensor.cpu() to copy it to host memory."
+            f"can't convert {NAME}:0 device type tensor to numpy. Use Tensor.cpu() to "
+            "copy the tensor to host memory first."
         )
 
     def __array__(self, *args, **kwargs):
@@ -100,9 +100,8 @@ class PretendTensor(torch.Tensor, metaclass=_Disguised):
         self.inner = value.inner
 
     def __deepcopy__(self, memo):
-        out = memo[id(self)] = PretendTensor(
-            self.inner.detach().clone()
-        ).requires_grad_(self.requires_grad)
+        copied = PretendTensor(self.inner.detach().clone())
+        out = memo[id(self)] = copied.requires_grad_(self.requires_grad)
         if isinstance(self, torch.nn.Parameter):
             out._is_param = True
         return out
@@ -124,25 +123,25 @@ def _inner(value):
 def refuse_mixture(func, args, kwargs) -> None:
     """
     Raises:
-        RuntimeError: tensors lie on two devices, or the random numbers of one are asked from the other's generator.
+        RuntimeError: tensors lie on two devices, or the random numbers of one are asked
+            from the other's generator.
     """
-    if (
-        isinstance(generator := kwargs.get("generator"), torch.Generator)
-        and generator.device.type != NAME
-    ):
+    generator = kwargs.get("generator")
+    if isinstance(generator, torch.Generator) and generator.device.type != NAME:
         raise RuntimeError(
-            f"Expected a '{NAME}' device type for generator but found '{generator.device.type}'"
+            f"Expected a '{NAME}' device type for generator but found "
+            f"'{generator.device.type}'"
         )
     if func in BETWEEN:
         return
-    if func in INDEXING:  # the indices may lie on the CPU
-        args = (args[0], *args[2:]) if isinstance(args[0], PretendTensor) else args
+    if func in INDEXING and isinstance(args[0], PretendTensor):
+        args = (args[0], *args[2:])  # the indices may lie on the CPU
     tensors = [t for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)]
-    here = [t for t in tensors if isinstance(t, PretendTensor)]
-    if here and any(t.dim() for t in tensors if not isinstance(t, PretendTensor)):
+    elsewhere = [t for t in tensors if not isinstance(t, PretendTensor)]
+    if len(elsewhere) < len(tensors) and any(t.dim() for t in elsewhere):
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but found at least two devices, {NAME}:0 and cpu! "
-            f"(in {func})"
+            "Expected all tensors to be on the same device, but found at least two "
+            f"devices, {NAME}:0 and cpu! (in {func})"
         )
 
 
@@ -153,19 +152,19 @@ def start() -> None:
         return
     _setup_privateuseone_for_python_backend(NAME)
     _library = torch.library.Library("aten", "IMPL")
-    _library.impl("empty.memory_format", _empty, "PrivateUse1")
-    _library.impl("empty_strided", _empty_strided, "PrivateUse1")
-    _library.impl("_copy_from", _copy_from, "PrivateUse1")
+    for name, kernel in (
+        ("empty.memory_format", _empty),
+        ("empty_strided", _empty_strided),
+        ("_copy_from", _copy_from),
+    ):
+        _library.impl(name, kernel, "PrivateUse1")
 
 
 def _empty(
     size, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None
 ):
-    return PretendTensor(
-        torch.empty(
-            size, dtype=dtype, memory_format=memory_format or torch.contiguous_format
-        )
-    )
+    memory_format = memory_format or torch.contiguous_format
+    return PretendTensor(torch.empty(size, dtype=dtype, memory_format=memory_format))
 
 
 def _empty_strided(size, stride, dtype=None, layout=None, device=None, pin_memory=None):
