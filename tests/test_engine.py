@@ -303,6 +303,55 @@ def test_a_new_hook_point_is_as_good_as_the_old(exercise):
     assert exercise.verdict(answer).state == "solved", exercise.verdict(answer)
 
 
+def test_a_seed_is_found_where_the_check_seeds_too():
+    def use(fn, n):
+        torch.manual_seed(5)
+        return fn(n)
+
+    exercise = engine.Exercise(lambda n: 2 * n, use=use)
+    exercise.cases(lambda: [(3,)])
+    assert exercise.verdict(lambda n: n + n).state == "solved"
+    assert "seeds the random numbers" in exercise.verdict(lambda n: torch.manual_seed(0) and 2 * n).says
+
+
+def test_what_is_refused_without_gradients_must_be():
+    def slope(x):
+        """Twice x.
+
+        Raises:
+            ValueError: gradients are off.
+        """
+        if not torch.is_grad_enabled():
+            raise ValueError("gradients are off")
+        return 2 * x
+
+    exercise = engine.Exercise(slope)
+    exercise.cases(lambda: [(torch.ones(3),)])
+    assert exercise.verdict(slope).state == "solved"
+    assert "without gradients: accepted this input" in exercise.verdict(lambda x: 2 * x).says
+
+
+def test_defaults_are_those_asked_for():
+    def power(x, exponent=2):
+        return x**exponent
+
+    class Power:
+        def of(self, x, exponent=2):
+            return x**exponent
+
+    exercise = engine.Exercise(power)
+    exercise.cases(lambda: [(3.0, 2)])
+    assert exercise.verdict(lambda x, exponent=2: x**exponent).state == "solved"
+    assert exercise.verdict(lambda *args: power(*args)).state == "solved"
+    assert exercise.verdict(lambda x, exponent=3: x**exponent).says == "the default of `exponent` is 2, not 3"
+    assert exercise.verdict(lambda x, exponent: x**exponent).says == "`exponent` needs its default: exponent=2"
+    exercise = engine.Exercise(Power, use=lambda cls, x: cls().of(x, 2))
+    exercise.cases(lambda: [(3.0,)])
+    assert exercise.verdict(Power).state == "solved"
+    other = type("Power", (Power,), {"of": lambda self, x, exponent=1: x**exponent})
+    assert exercise.verdict(other).says == "the default of `exponent` is 2, not 1"
+
+
 ASKED = {
     "no gradient reaches `x`": lambda model, x, seed=0: weigh(model, x.detach(), seed),
     "no gradient reaches `weight` of the model": lambda model, x, seed=0: (

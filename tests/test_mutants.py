@@ -21,14 +21,14 @@ def mean_of(x: Tensor, keep: int = 0, *, scale=2.0) -> Tensor:
     return out.clone() * scale
 '''
 CHANGES = [
-    ("axis", "-1 → 0"),
+    ("axis", "dim=: -1 → 0"),
     ("axis", "'a b -> b a' → 'a b -> a b'"),
     ("axis", "(:, keep) → (keep, :)"),
     ("comparison", "keep < 0 → keep <= 0"),
     ("condition", "keep < 0 → False"),
     ("constant", "0 → 1"),
     ("default", "2.0 → 4.0"),
-    ("dropped keyword", "row.sum(0, keepdim=True) → row.sum(0)"),
+    ("dropped keyword", "without keepdim=: row.sum(0, keepdim=True) → row.sum(0)"),
     ("dropped statement", 'raise ValueError(f"keep is {keep}") → pass'.replace('"', "'")),
     ("dropped term", "out.clone() * scale → scale"),
     ("clone or detach", "out.clone() → out"),

@@ -1,6 +1,7 @@
 """What chapter 05 asks of a learner's functions on weights, composition and paths."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import einops
 import torch
@@ -303,6 +304,10 @@ def _():
     whole = one_cache(small_attn(), repeated(1)[0])
     kept = {name: value for name, value in whole.items() if "result" not in name}
     yield ActivationCache(kept, small_attn(), has_batch_dim=False), 1
+    fits = dict(attn_only=True, normalization_type=None, positional_embedding_type="shortformer", n_heads=3)
+    for other in ({"attn_only": False}, {"normalization_type": "LN"}, {"positional_embedding_type": "standard"}):
+        model = SimpleNamespace(cfg=SimpleNamespace(**fits | other))
+        yield ActivationCache(whole.cache_dict, model, has_batch_dim=False), 1
 
 
 def parts(cache, layer):
@@ -419,6 +424,7 @@ decompose_attn_scores = exercise(com.decompose_attn_scores)
 def _():
     yield noise(5, 7, 4), noise(5, 7, 4, seed=1), small_attn()
     yield noise(3, 6, 4, seed=2), noise(5, 6, 4, seed=3), small_attn(3, 5)
+    yield noise(3, 6, 6, seed=2), noise(5, 6, 6, seed=3), small_gpt()
 
 
 @decompose_attn_scores.refused

@@ -64,7 +64,7 @@ class Outcome:
     value: object = None
     error: BaseException | None = None
     left: tuple[str, ...] = ()  # what it did not put back
-    random: tuple = ()  # the states of the random generators after it
+    random: tuple = ()  # the states of the random generators after the last call
 
 
 @dataclass
@@ -84,6 +84,7 @@ class Exercise:
 
     - "clean": arguments, models and the kernel are as they were after the call; `in_place` names the parameters that
       the task says to change;
+    - "defaults": the parameters have the defaults that are asked for;
     - "again": called with other random numbers and without gradients it is right too, draws anew where the solution
       does and only there, and does not seed;
     - "seed": another seed given, another result, the solution's;
@@ -184,11 +185,11 @@ class Exercise:
         except Exception as error:
             raise NotPrepared(_describe(error)) from error
 
-    def _watch(self) -> guards.Watch:
-        return guards.Watch(self.solution, self.in_place)
+    def _watch(self, seed: int | None = None) -> guards.Watch:
+        return guards.Watch(self.solution, self.in_place, seed)
 
     def _run(self, fn: Callable, args: tuple, seed: int = 0, grad: bool = True) -> Outcome:
-        watch = self._watch()
+        watch = self._watch(seed or None)
         outcome = Outcome()
         try:
             seed_everything(seed)
@@ -200,7 +201,7 @@ class Exercise:
             raise
         except BaseException as error:  # `exit()` or KeyboardInterrupt in an answer must not end the kernel
             outcome.error = error
-        outcome.left, outcome.random = tuple(watch.left), guards.random_states()
+        outcome.left, outcome.random = tuple(watch.left), watch.random or guards.random_states()
         return outcome
 
     def _compare(self, got: Outcome, want: Outcome, args: tuple) -> str | None:
@@ -363,19 +364,39 @@ class _Judge:
 
     # -------- what every exercise asks
     def _asked_of_all(self, cases, wants, gots) -> list[str]:
-        asked = {"again": self._again, "seed": self._seed, "gradients": self._gradients}
+        asked = {"defaults": self._defaults, "again": self._again, "seed": self._seed, "gradients": self._gradients}
         for name, ask in asked.items():
             if name not in self.exercise.without and (said := ask(cases, wants, gots)):
                 return [said]
         return [] if "clean" in self.exercise.without else self.left[:1]
 
+    def _defaults(self, cases, wants, gots) -> str | None:
+        solution, pairs = self.exercise.solution, [(self.exercise.solution, self.fn)]
+        if isinstance(solution, type):
+            methods = (name for name, f in vars(solution).items() if inspect.isroutine(getattr(solution, name)))
+            pairs = [(getattr(solution, name), getattr(self.fn, name, None)) for name in methods]
+        for ours, mine in pairs:
+            mine = guards.signature_of(mine)
+            for name, parameter in guards.signature_of(ours).items():
+                default = mine[name].default if name in mine else parameter.default
+                if default is not parameter.default and _differ(default, parameter.default):
+                    if default is parameter.empty:
+                        return f"`{name}` needs its default: {name}={short(parameter.default)}"
+                    return f"the default of `{name}` is {short(parameter.default)}, not {short(default)}"
+        return None
+
     def _again(self, cases, wants, gots) -> str | None:
         exercise, same_draws = self.exercise, []
         for args, want, got in zip(cases, wants, gots, strict=True):
             want_again = exercise._run(exercise.solution, args, seed=1, grad=False)
-            if type(want_again.error) is not type(want.error):
+            refused = type(want_again.error) is not type(want.error)
+            if refused and type(want_again.error).__name__ not in (exercise.solution.__doc__ or ""):
                 continue  # without gradients there is nothing to ask
             got_again = self._run(args, seed=1, grad=False)
+            if refused:
+                if said := self._compare(got_again, want_again, args):
+                    return f"called without gradients: {said}"
+                continue
             for mine, mine_again, ours, ours_again in zip(
                 got.random, got_again.random, want.random, want_again.random, strict=True
             ):

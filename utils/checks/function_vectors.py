@@ -127,6 +127,8 @@ def _shuffle_fault(old, new) -> str:
 
 def _labels_fault(old, new) -> str:
     shots = [pair for seq in new.seqs for pair in seq.word_pairs[:-1]]
+    if [x for x, _ in shots] != [x for seq in old.seqs for x, _ in seq.word_pairs[:-1]]:
+        return "other inputs"
     if [seq.word_pairs[-1] for seq in old.seqs] != [seq.word_pairs[-1] for seq in new.seqs]:
         return "the open pair changed"
     if any(OPPOSITES.get(x) == y for x, y in shots):
@@ -158,6 +160,11 @@ ICLDataset = exercise(fv.ICLDataset, use=_use_dataset)
 def _():
     yield 5, 0, "arrow"
     yield 2, 1, "qa"
+
+
+@ICLDataset.refused
+def _():
+    yield 1, 0, "arrow"
 
 
 def _dataset(shuffle=None, create=None):
@@ -232,6 +239,8 @@ def _(cls):
 def _(*args, **kwargs):
     def shuffle(pairs, rng):
         outputs = [y for _, y in pairs[:-1]]
+        if len(outputs) < 2:
+            raise ValueError("nothing to shuffle")
         while True:
             rng.shuffle(outputs)
             new = [(x, y) for (x, _), y in zip(pairs[:-1], outputs, strict=True)]

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from utils.runtime import seed_everything
+
 # ---------------------------------------------------------------- arguments and models
 
 HOOK = "left a hook on {place}: take it off again, also where an error occurs (try … finally)"
@@ -192,10 +194,11 @@ class Watch:
     Args:
         solution: gives the parameters' names.
         in_place: the parameters that the task says to change.
+        seed: give each call random numbers of its own, from this seed on; else it finds them as they are.
     """
 
-    def __init__(self, solution: Callable, in_place: Mapping[str, str]):
-        self.in_place, self.left = in_place, []
+    def __init__(self, solution: Callable, in_place: Mapping[str, str], seed: int | None = None):
+        self.in_place, self.left, self.random, self._seed = in_place, [], (), seed
         self._memories, self._depth = [], 0
         self._names = parameters_of(solution)
 
@@ -234,11 +237,14 @@ class Watch:
             for name, value in kwargs.items():
                 if name not in self.in_place:
                     memory.note(value, name)
+            if self._seed is not None:
+                seed_everything(self._seed)
+                self._seed += 1
             try:
                 result = fn(*args, **kwargs)
                 return single(result) if self._as_ours else result
             finally:
-                self._depth = 0
+                self._depth, self.random = 0, random_states()
                 if said := memory.changes():
                     self.left += said
                     self._memories.append(memory)
@@ -264,11 +270,16 @@ def kept(value: object) -> object:
     return {key: kept(item) for key, item in value.items()} if type(value) is dict else value
 
 
-def parameters_of(fn: Callable) -> list[str]:
+def signature_of(fn: Callable) -> Mapping[str, inspect.Parameter]:
+    """Its parameters by name; none where it does not tell."""
     try:
-        return list(inspect.signature(fn).parameters)
+        return inspect.signature(fn).parameters
     except (TypeError, ValueError):
-        return []
+        return {}
+
+
+def parameters_of(fn: Callable) -> list[str]:
+    return list(signature_of(fn))
 
 
 def _methods_of(cls: type) -> dict[str, Callable]:

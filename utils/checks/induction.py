@@ -22,6 +22,7 @@ from utils.checks.models import (
     real_repeated,
     repeated,
     small_attn,
+    small_gpt,
     without_head,
 )
 from utils.runtime import device
@@ -72,6 +73,7 @@ def _():
 @generate_repeated_tokens.refused
 def _():
     yield small_attn(), 15, 2
+    yield small_gpt(), 16, 1
     yield small_attn(), 29, 1
 
 
@@ -729,6 +731,13 @@ def ablation_cases():
     yield small_attn(3, 5), repeated(6, 4), ind.head_mean_ablation_hook
     yield small_attn(2, 5), repeated(3, 7), ind.head_resample_ablation_hook
     yield real_attn(), real_repeated(2, 5), ind.head_mean_ablation_hook
+    yield small_gpt(2, 3), repeated(3, 5), returned
+
+
+def returned(z, hook, head_index_to_ablate):
+    """A hook that returns a new tensor, and leaves z as it is."""
+    heads = torch.arange(z.shape[2], device=z.device)[:, None]
+    return torch.where(heads == head_index_to_ablate, -0.5 * z, z)
 
 
 def ablated_losses(model, tokens, ablation_function, start=None, name="z", bound=None):
@@ -836,7 +845,7 @@ def _(get_ablation_scores_batched):
 
 
 @get_ablation_scores_batched.right
-def _(model, tokens, ablation_function=ind.head_zero_ablation_hook, heads_per_pass=2):
+def _(model, tokens, ablation_function=ind.head_zero_ablation_hook, heads_per_pass=None):
     return ind.get_ablation_scores(model, tokens, ablation_function)
 
 

@@ -631,6 +631,10 @@ def doubled(x, hook):
     return 2 * x
 
 
+def everywhere(name):
+    return True
+
+
 def plus_one(x, hook):
     x += 1
 
@@ -662,6 +666,7 @@ def _():
     yield x, [("hook_post", doubled)]
     yield x, [("hook_pre", doubled), ("hook_post", plus_one)]
     yield x, [(is_hidden, doubled)]
+    yield x, [(everywhere, doubled)]
     yield x, []
     yield x, [("hook_post", doubled), ("hook_pre", broken)]
     yield x, [("hook_nowhere", doubled)]

@@ -57,6 +57,7 @@ KeyValueCache = exercise(kv.KeyValueCache, use=use_cache, same=same_cache)
 @KeyValueCache.cases
 def _():
     yield ()
+    yield (6,)  # full to the last place
 
 
 @KeyValueCache.refused

@@ -407,6 +407,7 @@ def _():
     yield LOGITS, 0.7, 1
     yield LOGITS, 0.2, 1
     yield LOGITS, 0.2, 3
+    yield LOGITS, 0.2, 6
     yield LOGITS, 1.0, 1
 
 
@@ -974,6 +975,9 @@ def _():
         yield PROMPT, 3, 4, eos, None, True
     yield PROMPT, 4, 5, 6, 1, False
     yield PROMPT, 2, 30, None, None, True
+    yield PROMPT, 3, 6, 11, None, True  # enough have ended, and a running one is better
+    yield PROMPT, 1, 4
+    yield PROMPT, 17, 1
 
 
 @beam_search.refused
@@ -1091,6 +1095,8 @@ def _():
     yield [[15], [12, 14], [5]], 9, {}
     yield [[3, 4], [5]], 6, {"frequency_penalty": 3.0, "stop_at_eos": False}
     yield [[3, 4], [5]], 40, {"stop_at_eos": False}
+    yield [[3, 4], [5]], 0, {}
+    yield [(3, 4), (5,)], 3, {}
 
 
 @TransformerSampler.refused

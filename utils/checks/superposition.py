@@ -404,7 +404,7 @@ def run_toy(model_class, W, b, importance, batch):
     with torch.no_grad():
         model.W.copy_(W)
         model.b_final.copy_(b)
-        return {"forward": model(batch), "calculate_loss": model.calculate_loss(batch / 2, batch)}
+        return {"forward": model(batch), "calculate_loss": model.calculate_loss(batch / 3, batch)}
 
 
 def toy_inputs(inst: int, d_hidden: int, feats: int, rows: int, seed: int = 0):

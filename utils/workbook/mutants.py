@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import random
+import re
 import sys
 import time
 from collections import Counter
@@ -151,18 +152,50 @@ def _carries_no_gradient(task: Task, mutant: Mutant) -> bool:
     return all(not isinstance(exercise.gradients(exercise.solution, args)[0], list) for args in exercise.prepared())
 
 
+def _dropped(m: Mutant, *keywords: str) -> bool:
+    return m.rule == "dropped keyword" and m.change.startswith(tuple(f"without {k}=:" for k in keywords))
+
+
+def _commutes(task: Task, m: Mutant) -> bool:
+    before = m.change.partition(" → ")[0]
+    of_two = re.match(r"(min|max|torch\.minimum|torch\.maximum)\(", before) or re.search(
+        r"\.(transpose|swapaxes)\(", before
+    )
+    return m.rule == "swapped arguments" and of_two is not None
+
+
+def _own(task: Task, m: Mutant) -> bool:
+    """In place on a value that is no parameter: what is given is looked at by the check."""
+    target = re.search(r" → (\w+) [-+*/|&]= ", m.change)
+    return m.rule == "in place" and target is not None
+
+
+def _may_change(task: Task, m: Mutant) -> bool:
+    kinds = m.rule in ("in place", "clone or detach", "dropped statement")
+    return kinds and any(re.search(rf"\b{name}\b", m.change) for name in task.exercise.in_place)
+
+
+OTHER_TYPE = re.compile(r"\.(tolist|item)\(\)$|^(int|float|bool|list|tuple|set)\(")
 # Reason → whether it holds for a mutant that its check accepts.
 EQUAL: dict[str, Callable[[Task, Mutant], bool]] = {
     "nothing that comes out carries a gradient that anyone uses": _carries_no_gradient,
-    "without it, the device is the one where everything is": lambda task, m: (
-        m.rule == "dropped keyword" and "device=" in m.change and "device=" not in m.change.partition(" → ")[2]
-    ),
+    "without it, the device is the one where everything is": lambda task, m: _dropped(m, "device"),
     "`strict` only guards against lengths that never differ": lambda task, m: (
-        "strict=True" in m.change and "strict=True" not in m.change.partition(" → ")[2]
+        _dropped(m, "strict") or m.change.startswith("strict=:")
     ),
-    "only the message of an exception changes": lambda task, m: (
-        m.rule == "swapped arguments" and m.change.startswith(("Value", "Key", "Type"))
+    "min, max and transpose take their two in either order": _commutes,
+    "changed in place is the function's own value": _own,
+    "changed in place is what the task lets it change": _may_change,
+    "another type of the same value, which every comparison leaves free": lambda task, m: (
+        m.rule == "unwrapped" and OTHER_TYPE.search(m.change.partition(" → ")[0]) is not None
     ),
+    "a cache, a filter of what is kept or an early stop changes the time, and no number": lambda task, m: (
+        "use_cache" in m.change or _dropped(m, "names_filter", "stop_at_layer", "return_type")
+    ),
+    "the same axis, counted from the front": lambda task, m: (
+        m.rule == "axis" and re.search(r"(^|: )-(\d) → \2$", m.change) is not None
+    ),
+    "a progress bar": lambda task, m: m.change.startswith(("bar.", "tqdm(")),
 }
 
 

@@ -22,7 +22,7 @@ UNWRAPPED = set(
     "abs exp log sqrt softmax log_softmax relu float long bool int list dict tuple set sorted item tolist square "
     "normalize strip lower".split()
 )
-ASIDE = {"desc", "leave", "disable", "mininterval", "total", "show_progress", "verbose"}  # of progress bars
+ASIDE = {"desc", "leave", "disable", "mininterval", "total", "unit", "progress", "show_progress", "verbose"}  # of bars
 SEEDED = {"manual_seed", "Random", "seed_everything", "default_rng", "RandomState", "seed"}
 OTHER = {
     ast.Lt: (ast.LtE, ast.Gt),
@@ -89,14 +89,18 @@ def _changes(function: ast.FunctionDef) -> Iterator[tuple]:
         for rule, new in _instead_of(node, parent, field, function):
             old = getattr(parent, field) if at is None else getattr(parent, field)[at]
             _put(parent, field, at, new)
-            yield rule, node, f"{_text(node)} → {_text(new)}", lambda p=parent, f=field, a=at, o=old: _put(p, f, a, o)
+            change = f"{_text(node)} → {_text(new)}"
+            if isinstance(parent, ast.keyword):
+                change = f"{parent.arg}=: {change}"
+            if rule == "dropped keyword":
+                change = f"without {({k.arg for k in node.keywords} - {k.arg for k in new.keywords}).pop()}=: {change}"
+            yield rule, node, change, lambda p=parent, f=field, a=at, o=old: _put(p, f, a, o)
     body = function.body
     for rule, line, change, new in _whole_bodies(function):
         function.body = new
         yield rule, line, change, lambda: setattr(function, "body", body)
     function.body = body
-    defaults = function.args.defaults, function.args.kw_defaults
-    for group in defaults:
+    for group in (function.args.defaults, function.args.kw_defaults):
         for i, value in enumerate(group):
             for _, new in _other_constants(value):
                 group[i] = new
@@ -151,7 +155,8 @@ def _instead_of(node, parent, field: str, function) -> Iterator[tuple[str, ast.A
     if isinstance(node, ast.Constant) or (isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant)):
         yield from _numbers(node, parent, field)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Not | ast.Invert):
-        yield ("sign" if isinstance(node.op, ast.USub) else "condition"), node.operand
+        axis = "axis" if _is_axis(node, parent) else "sign"
+        yield (axis if isinstance(node.op, ast.USub) else "condition"), node.operand
     elif isinstance(node, ast.BinOp):
         yield from _of_two(node, function)
     elif isinstance(node, ast.BoolOp):
@@ -315,6 +320,8 @@ def _whole_bodies(function: ast.FunctionDef) -> Iterator[tuple]:
     defaults = dict(zip([a.arg for a in arguments][::-1], function.args.defaults[::-1], strict=False))
     defaults |= {a.arg: d for a, d in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True) if d}
     for name, default in defaults.items():
+        if name in ASIDE:
+            continue
         line = ast.Assign([ast.Name(name, ast.Store())], deepcopy(default))
         yield "ignored parameter", body[0], f"{name} is always {_text(default)}", [*head, line, *body]
     for a in arguments:
