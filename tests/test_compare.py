@@ -226,6 +226,15 @@ def test_plain_lists_and_typed_arrays_are_the_same_data():
     assert differences(typed, plain)
 
 
+def test_a_label_may_stand_on_the_other_side():
+    above, below = (
+        [dict(shown(PLOTLY, {"data": [{"textposition": side, "text": ["a"]}]})[0])] for side in ("top", "bottom")
+    )
+    assert not differences(above, below)
+    below[0]["data"][PLOTLY]["data"][0]["text"] = ["b"]
+    assert differences(above, below)
+
+
 def test_some_dots_may_move_but_none_may_come_or_go():
     before, ten = figure([*range(20)]), [*range(20)]
     ten[3], ten[4] = 4.5, 9.0

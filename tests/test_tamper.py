@@ -313,21 +313,24 @@ def annotation(figure, draw):
     return bool(written)
 
 
+def too_many(values, tolerance, draw):
+    """Places of finite values, one more than the cell lets move; none where all may."""
+    finite = np.flatnonzero(np.isfinite(values)).tolist()
+    n = int(tolerance.get("moved", 0) * values.size) + 1
+    return draw.sample(finite, n) if n <= len(finite) else []
+
+
 def plot_value(values, tolerance, draw):
-    finite = np.flatnonzero(np.isfinite(values))
-    if not len(finite):
-        return None
-    i = draw.choice(finite.tolist())
-    values.flat[i] += 2 * span(values.flat[i], tolerance)
-    return values
+    places = too_many(values, tolerance, draw)
+    for i in places:
+        values.flat[i] += 2 * span(values.flat[i], tolerance)
+    return values if places else None
 
 
 def plot_nan(values, tolerance, draw):
-    finite = np.flatnonzero(np.isfinite(values))
-    if not len(finite):
-        return None
-    values.flat[draw.choice(finite.tolist())] = np.nan
-    return values
+    places = too_many(values, tolerance, draw)
+    values.flat[places] = np.nan
+    return values if places else None
 
 
 def plot_count(values, tolerance, draw):
