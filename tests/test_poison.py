@@ -6,7 +6,6 @@ import os
 import random
 import signal
 
-import pytest
 import torch
 from test_checks import EXERCISES
 from torch import nn
@@ -64,13 +63,14 @@ def bad(exercise, draw: random.Random):
     return answers if inspect.isfunction(answer) else answer
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_fifty_bad_answers_spoil_nothing(seed, monkeypatch, capsys):
+def test_fifty_bad_answers_spoil_nothing(monkeypatch, capsys):
+    """Fifty and all solutions where all is run, else twelve and the solutions of the same exercises."""
     monkeypatch.setattr(engine, "SECONDS", 300)
-    draw = random.Random(seed)
-    tried = [draw.choice(ASKED) for _ in range(50)]
+    full = "WORKBOOK_FULL" in os.environ
+    draw = random.Random(0)
+    tried = [draw.choice(ASKED) for _ in range(50 if full else 12)]
     accepted = [e.name for e in tried if e.verdict(bad(e, draw)).state == "solved"]
-    unwell = [(e.name, v.says) for e in ASKED if (v := e.verdict(e.solution)).state != "solved"]
+    unwell = [(e.name, v.says) for e in (ASKED if full else tried) if (v := e.verdict(e.solution)).state != "solved"]
     assert not unwell
     # One whose arguments are all numbers or texts may leave nothing but prints.
-    assert len(accepted) <= 5, accepted
+    assert len(accepted) <= len(tried) / 10, accepted

@@ -31,3 +31,7 @@ def test_a_named_mistake_of_each_chapter_changes_an_output_and_no_socket_is_open
 
 def test_two_short_chapters_give_the_same_on_another_machine():
     run("-m", "utils.workbook", "portable", "--sample", "--jobs", "1")
+
+
+def test_the_checks_reject_a_sample_of_the_mutants():
+    run("mutants", "--sample", "--jobs", "1")

@@ -23,6 +23,7 @@ PARTS = {
     "named mistakes": [*WORKBOOK, "mistakes"],
     "mutants": [*WORKBOOK, "mutants"],
     "other machines": [*WORKBOOK, "portable"],
+    "bad answers": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_poison.py"],
     "set-up": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_setup.py"],
     "histories of a learner's copy": [sys.executable, "-m", "pytest", "tests/test_histories.py", "--histories=2000"],
 }
