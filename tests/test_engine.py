@@ -314,6 +314,17 @@ def test_a_seed_is_found_where_the_check_seeds_too():
     assert "seeds the random numbers" in exercise.verdict(lambda n: torch.manual_seed(0) and 2 * n).says
 
 
+def test_a_seed_is_found_where_gradients_are_needed():
+    def use(fn, x):
+        fn(x.requires_grad_()).sum().backward()
+        return x.grad
+
+    exercise = engine.Exercise(lambda x: 2 * x, use=use)
+    exercise.cases(lambda: [(torch.ones(3),)])
+    assert exercise.verdict(lambda x: x + x).state == "solved"
+    assert "seeds the random numbers" in exercise.verdict(lambda x: torch.manual_seed(0) and 2 * x).says
+
+
 def test_what_is_refused_without_gradients_must_be():
     def slope(x):
         """Twice x.

@@ -302,7 +302,7 @@ def _():
     yield cached(repeated(2)), 1
     yield one_cache(small_gpt(), random_tokens(1, 8)[0]), 1
     whole = one_cache(small_attn(), repeated(1)[0])
-    kept = {name: value for name, value in whole.items() if "result" not in name}
+    kept = {name: value for name, value in whole.items() if name != "blocks.0.attn.hook_result"}
     yield ActivationCache(kept, small_attn(), has_batch_dim=False), 1
     fits = dict(attn_only=True, normalization_type=None, positional_embedding_type="shortformer", n_heads=3)
     for other in ({"attn_only": False}, {"normalization_type": "LN"}, {"positional_embedding_type": "standard"}):

@@ -389,14 +389,16 @@ class _Judge:
         exercise, same_draws = self.exercise, []
         for args, want, got in zip(cases, wants, gots, strict=True):
             want_again = exercise._run(exercise.solution, args, seed=1, grad=False)
-            refused = type(want_again.error) is not type(want.error)
-            if refused and type(want_again.error).__name__ not in (exercise.solution.__doc__ or ""):
-                continue  # without gradients there is nothing to ask
-            got_again = self._run(args, seed=1, grad=False)
-            if refused:
-                if said := self._compare(got_again, want_again, args):
+            grad = type(want_again.error) is not type(want.error)
+            if grad and type(want_again.error).__name__ in (exercise.solution.__doc__ or ""):
+                if said := self._compare(self._run(args, seed=1, grad=False), want_again, args):
                     return f"called without gradients: {said}"
                 continue
+            if grad:  # it can't do without
+                want_again = exercise._run(exercise.solution, args, seed=1)
+                if type(want_again.error) is not type(want.error):
+                    continue
+            got_again = self._run(args, seed=1, grad=grad)
             for mine, mine_again, ours, ours_again in zip(
                 got.random, got_again.random, want.random, want_again.random, strict=True
             ):
@@ -407,7 +409,8 @@ class _Judge:
             if _differ(want.value, want_again.value, **CLEARLY):
                 same_draws.append(got_again.error is None and not _differ(got.value, got_again.value))
             elif said := self._compare(got_again, want_again, args):
-                return f"right once, but called again, without gradients and with other random numbers: {said}"
+                how = "" if grad else "without gradients and "
+                return f"right once, but called again, {how}with other random numbers: {said}"
         if same_draws and all(same_draws):
             return "it draws the same numbers in every call: don't fix a seed inside"
         return None

@@ -158,7 +158,7 @@ def _instead_of(node, parent, field: str, function) -> Iterator[tuple[str, ast.A
         axis = "axis" if _is_axis(node, parent) else "sign"
         yield (axis if isinstance(node.op, ast.USub) else "condition"), node.operand
     elif isinstance(node, ast.BinOp):
-        yield from _of_two(node, function)
+        yield from _of_two(node, parent, function)
     elif isinstance(node, ast.BoolOp):
         other = ast.Or() if isinstance(node.op, ast.And) else ast.And()
         yield "condition", ast.BoolOp(other, node.values)
@@ -239,11 +239,14 @@ def _name_of(node) -> str:
     return getattr(node.func, "attr", None) or getattr(node.func, "id", "")
 
 
-def _of_two(node: ast.BinOp, function) -> Iterator[tuple[str, ast.AST]]:
+def _of_two(node: ast.BinOp, parent, function) -> Iterator[tuple[str, ast.AST]]:
+    squared = getattr(parent, "attr", "") in ("abs", "square", "pow", "norm") or (
+        isinstance(parent, ast.BinOp) and isinstance(parent.op, ast.Pow)
+    )
     if type(node.op) in OPERATORS:
         rule, other = OPERATORS[type(node.op)]
         yield rule, ast.BinOp(node.left, other(), node.right)
-    if isinstance(node.op, ast.Sub | ast.Div | ast.Pow | ast.MatMult):
+    if isinstance(node.op, ast.Div | ast.Pow | ast.MatMult) or (isinstance(node.op, ast.Sub) and not squared):
         yield "swapped arguments", ast.BinOp(node.right, node.op, node.left)
     yield "dropped term", node.left
     if isinstance(node.op, ast.Add | ast.Mult | ast.BitAnd | ast.BitOr):
