@@ -356,6 +356,12 @@ def test_defaults_are_those_asked_for():
     assert exercise.verdict(lambda *args: power(*args)).state == "solved"
     assert exercise.verdict(lambda x, exponent=3: x**exponent).says == "the default of `exponent` is 2, not 3"
     assert exercise.verdict(lambda x, exponent: x**exponent).says == "`exponent` needs its default: exponent=2"
+    assert exercise.verdict(lambda x=0.0, exponent=2: x**exponent).state == "solved", "one default more harms nobody"
+    exercise = engine.Exercise(lambda x, fn=power: fn(x, 2))
+    exercise.cases(lambda: [(3.0,)])
+    own = types.FunctionType(power.__code__, {}, "power", (2,))  # the notebook's, as good as ours
+    assert exercise.verdict(lambda x, fn=own: fn(x, 2)).state == "solved"
+    assert "the default of `fn`" in exercise.verdict(lambda x, fn=pow: fn(x, 2)).says
     exercise = engine.Exercise(Power, use=lambda cls, x: cls().of(x, 2))
     exercise.cases(lambda: [(3.0,)])
     assert exercise.verdict(Power).state == "solved"

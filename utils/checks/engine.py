@@ -379,7 +379,7 @@ class _Judge:
             mine = guards.signature_of(mine)
             for name, parameter in guards.signature_of(ours).items():
                 default = mine[name].default if name in mine else parameter.default
-                if default is not parameter.default and _differ(default, parameter.default):
+                if parameter.default is not parameter.empty and _another_default(default, parameter.default):
                     if default is parameter.empty:
                         return f"`{name}` needs its default: {name}={short(parameter.default)}"
                     return f"the default of `{name}` is {short(parameter.default)}, not {short(default)}"
@@ -453,6 +453,12 @@ class _Judge:
                 if said:
                     return f"right numbers, but another gradient with respect to `{name}`: is a part of it detached?"
         return None
+
+
+def _another_default(got: object, want: object) -> bool:
+    if callable(want):  # the notebook's own function of that name is as good
+        return getattr(got, "__name__", None) != getattr(want, "__name__", None)
+    return got is not want and _differ(got, want)
 
 
 # Other random numbers, not another order of summing.
