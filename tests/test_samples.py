@@ -34,4 +34,4 @@ def test_two_short_chapters_give_the_same_on_another_machine():
 
 
 def test_the_checks_reject_a_sample_of_the_mutants():
-    run("mutants", "--sample", "--jobs", "1")
+    run("-m", "utils.workbook", "mutants", "--sample", "--jobs", "1")
