@@ -79,8 +79,9 @@ def printed_by(kernel: RunningKernel, code: str) -> list[str]:
             printed += message["content"].get("text", "")
 
 
-def test_a_forked_kernel_is_as_one_that_starts_anew(tmp_path):
+def test_a_forked_kernel_is_as_one_that_starts_anew(tmp_path, monkeypatch):
     """Same folder, paths and environment, none of the course's modules, a group of its own for signals."""
+    monkeypatch.setattr(RunningKernel, "__init__", testing._start)  # without this worker's own nursery
     code = "import json, os, sys; print(json.dumps([os.getcwd(), sys.path, os.environ['OF_OUR_OWN']]))\n"
     code += "print([name for name in sys.modules if name.split('.')[0] == 'utils'], os.getpgid(0) == os.getpid())"
     nursery = Nursery(["wave"])
