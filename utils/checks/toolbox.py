@@ -684,30 +684,29 @@ def use_dial(cls):
 HeadDial = exercise(toolbox.HeadDial, use=use_dial)
 
 
-@HeadDial.mistake("only values below 0 are refused: a strength above 1 would turn the head's sign")
-class _(toolbox.HeadDial):
-    @property
-    def strength(self):
-        return self._strength
+def _refusing(refused):
+    """The dial whose setter refuses the values for which `refused` holds, and no others."""
 
-    @strength.setter
-    def strength(self, value):
-        if value < 0 or value != value:
-            raise ValueError
-        self._strength = value
+    class Dial(toolbox.HeadDial):
+        @property
+        def strength(self):
+            return self._strength
+
+        @strength.setter
+        def strength(self, value):
+            if refused(value):
+                raise ValueError
+            self._strength = value
+
+    return Dial
 
 
-@HeadDial.mistake("NaN is neither below 0 nor above 1, and no strength: ask `if not 0 <= value <= 1`")
-class _(toolbox.HeadDial):
-    @property
-    def strength(self):
-        return self._strength
-
-    @strength.setter
-    def strength(self, value):
-        if value < 0 or value > 1:
-            raise ValueError
-        self._strength = value
+HeadDial.mistake("only values below 0 are refused: a strength above 1 would turn the head's sign")(
+    _refusing(lambda value: value < 0 or value != value)
+)
+HeadDial.mistake("NaN is neither below 0 nor above 1, and no strength: ask `if not 0 <= value <= 1`")(
+    _refusing(lambda value: value < 0 or value > 1)
+)
 
 
 @HeadDial.mistake("__init__ goes round the setter: assign to self.strength, not to self._strength")
