@@ -13,7 +13,7 @@ Some text.
 x = 1
 ```
 
-### Exercise
+### Exercise: a device
 
 ```python exercise="utils.runtime.device" difficulty=2 importance=3 minutes=5
 ```

@@ -22,7 +22,10 @@ KERNEL = {
 LARGEST = 1_000_000  # bytes of a solved notebook: larger ones are slow to open and to review
 # In a cell's fence, with a reason in `why`.
 TOLERANCES = {"rtol": (int, float), "atol": (int, float), "counts": (int,), "moved": (float,)}
-AFTER_HINTS = re.compile(r"(?<=</details>)\n+(?!\n|<details>)")
+# In a cell of its own, what follows hints or an answer doesn't stick to their last line; an exercise's heading is a
+# place to go to.
+PARTS = re.compile(r"(?<=</details>)\n+(?!\n|<details>)|\n+(?=#+ Exercise: )")
+TASK = re.compile(r"#{2,4} Exercise: (.+)")
 
 
 # ---------------------------------------------------------------- code of an exercise
@@ -121,18 +124,24 @@ def _tolerance(cell) -> dict:
 def chapter_cells(path: Path, solved: bool) -> list:
     """The cells of one notebook: the text as written, each exercise as [about, code, check]."""
     read_chapter(path)  # its beginning is of the right form, or this raises
-    cells = []
+    cells, task = [], None
     for cell in source_cells(path)[1:]:  # the first is the front matter
         target = cell.metadata.get("exercise")
         if cell.cell_type == "markdown":
-            # In a cell of its own, what follows hints or an answer doesn't stick to their last line.
-            cells += [new_markdown_cell(part) for part in AFTER_HINTS.split(cell.source)]
+            parts = [new_markdown_cell(part) for part in PARTS.split(cell.source)]
+            task = next((part for part in reversed(parts) if TASK.match(part.source)), task)
+            cells += parts
         elif cell.cell_type == "code" and not target:
             cells.append(new_code_cell(cell.source, metadata=_tolerance(cell)))
         elif cell.cell_type == "code":
             if cell.source.strip():
                 raise WorkbookError(f"{path.name}: the exercise cell {target!r} must be empty; its code is in utils/.")
             name = target.rpartition(".")[2]
+            if task is None:
+                raise WorkbookError(
+                    f"{path.name}: the exercise {target!r} has no heading: write `### Exercise: what it is` above its task."
+                )
+            task.id, task = f"task-{name}", None
             code = solution_code(target)
             stub = stub_code(code, cell.metadata.get("todo", "").split() or None, bool(cell.metadata.get("guide")))
             if ast.dump(ast.parse(stub)) == ast.dump(ast.parse(code)):
@@ -156,7 +165,7 @@ def build_chapter(path: Path, solved: bool) -> nbformat.NotebookNode:
     seen: dict[str, int] = {}
     cells = chapter_cells(path, solved)
     for cell in cells:
-        if not cell.id.startswith(("about-", "check-")) and "exercise" not in cell.metadata:
+        if not cell.id.startswith(("task-", "about-", "check-")) and "exercise" not in cell.metadata:
             name = f"{cell.cell_type}-{digest(cell.source)}"
             seen[name] = seen.get(name, 0) + 1
             cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"

@@ -26,7 +26,7 @@ from utils.moved import Moved
 OURS = ("workbook", "exercise")  # what we write into a cell's metadata
 CHECK = re.compile(r"(?:\w+ = )?check\((\w+)\)")
 ABOUT = re.compile(r"\*Difficulty [●○]{5} · importance [●○]{5} · about \d+ minutes[^\n]*\*")
-OUR_ID = re.compile(r"(about|check|code|markdown|raw)-")
+OUR_ID = re.compile(r"(task|about|check|code|markdown|raw)-")
 DEFINES = re.compile(r"^(?:(?:async )?(?:def|class) +(\w+)|(\w+) *(?::[^=\n]+)?=(?!=)(?! *check\())", re.M)
 ALIKE = 0.5  # share of words in common, from which two texts are versions of one another
 EDITED = 0.7  # the same for a text that a learner edited, where nothing else tells what it was
@@ -225,11 +225,11 @@ class _Merger:
         return next(iter(self._by_cell_id(d.id)), None)
 
     def _by_cell_id(self, id: str) -> list[int]:
-        """Slots of that id; "check-f" and "about-f" follow a renamed f."""
+        """Slots of that id; "task-f", "about-f" and "check-f" follow a renamed f."""
         if id in self.by_id:
             return self.by_id[id]
         kind, _, name = id.partition("-")
-        if kind in ("check", "about"):
+        if kind in ("task", "about", "check"):
             return [i for at in self.by_name.get(name, []) for i in self.by_id.get(f"{kind}-{self.slots[at].name}", [])]
         return []
 
