@@ -31,6 +31,16 @@ def test_learner_and_solved_notebook(course):
     assert solved.cells[-1].metadata.tolerance == {"rtol": 0.1, "why": "an example"}
 
 
+def test_an_exercises_heading_begins_a_cell_of_its_own(course):
+    source, chapters, _, _ = course
+    text = SOURCE.replace("### Exercise: a device", "More.\n\n### Exercise: a device\n\nThe task.")
+    (source / "01_sample.md").write_text(text)
+    build(*course[:3])
+    assert cell(read_notebook(chapters / "01_sample.ipynb"), "task-device").source == (
+        "### Exercise: a device\n\nThe task."
+    )
+
+
 def test_text_after_the_hints_is_a_cell_of_its_own(course):
     source, chapters, solutions, _ = course
     hints = "<details>\n<summary>1</summary>\n\nA.\n\n</details>\n\n<details>\n<summary>2</summary>\n\nB.\n\n</details>"
@@ -89,10 +99,11 @@ def test_drift_names_what_is_wrong(course):
         ("rtol=0.1", "counts=1.5", "counts=1.5: write a whole number above 0"),
         ("rtol=0.1", "atol=0", "atol=0: write a number above 0"),
         ("rtol=0.1", "coarse=true", "coarse without a reason"),
+        ("### Exercise: a device", "", "no heading: write `### Exercise: what it is`"),
         ("minutes=5\n", "minutes=5\ndef device(): pass\n", "must be empty"),
         (
             "More text.",
-            '```python exercise="utils.runtime.device" difficulty=1 importance=1 minutes=1\n```',
+            '### Exercise: again\n\n```python exercise="utils.runtime.device" difficulty=1 importance=1 minutes=1\n```',
             "two exercises are called 'device'",
         ),
     ],

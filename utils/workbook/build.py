@@ -139,7 +139,7 @@ def chapter_cells(path: Path, solved: bool) -> list:
             name = target.rpartition(".")[2]
             if task is None:
                 raise WorkbookError(
-                    f"{path.name}: the exercise {target!r} has no heading: write `### Exercise: what it is` above its task."
+                    f"{path.name}: the exercise {target!r} has no heading: write `### Exercise: what it is` above it."
                 )
             task.id, task = f"task-{name}", None
             code = solution_code(target)
