@@ -14,6 +14,7 @@ from utils.workbook.chapters import exercise, read_chapter, source_cells, table
 from utils.workbook.compare import coarse_numbers
 from utils.workbook.files import write_whole
 from utils.workbook.merge import digest
+from utils.workbook.predictions import calls, folded, predictions
 
 KERNEL = {
     "kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"},
@@ -121,6 +122,18 @@ def _tolerance(cell) -> dict:
     return {"tolerance": own} if own else {}
 
 
+def _widest(tolerances: list[dict]) -> dict:
+    """The tolerance of a table that repeats what those cells measure."""
+    widest = {key: max(t[key] for t in tolerances if key in t) for key in set().union(*tolerances) & TOLERANCES.keys()}
+    return dict(sorted(widest.items())) | {"why": "as in the cells that measure"} if widest else {}
+
+
+def _is_folded(cell) -> bool:
+    if not isinstance(value := cell.metadata.get("folded", False), bool):
+        raise WorkbookError(f"A cell states folded={value!r}: write folded=true, or nothing.")
+    return value
+
+
 def chapter_cells(path: Path, solved: bool) -> list:
     """The cells of one notebook: the text as written, each exercise as [about, code, check]."""
     read_chapter(path)  # its beginning is of the right form, or this raises
@@ -128,11 +141,12 @@ def chapter_cells(path: Path, solved: bool) -> list:
     for cell in source_cells(path)[1:]:  # the first is the front matter
         target = cell.metadata.get("exercise")
         if cell.cell_type == "markdown":
-            parts = [new_markdown_cell(part) for part in PARTS.split(cell.source)]
+            parts = [new_markdown_cell(part) for part in PARTS.split(folded(cell.source))]
             task = next((part for part in reversed(parts) if TASK.match(part.source)), task)
             cells += parts
         elif cell.cell_type == "code" and not target:
-            cells.append(new_code_cell(cell.source, metadata=_tolerance(cell)))
+            hidden = {"jupyter": {"source_hidden": True}} if _is_folded(cell) and not solved else {}
+            cells.append(new_code_cell(cell.source, metadata=_tolerance(cell) | hidden))
         elif cell.cell_type == "code":
             if cell.source.strip():
                 raise WorkbookError(f"{path.name}: the exercise cell {target!r} must be empty; its code is in utils/.")
@@ -153,6 +167,10 @@ def chapter_cells(path: Path, solved: bool) -> list:
             cells.append(new_code_cell(f"{name} = check({name})", id=f"check-{name}"))
         else:
             raise WorkbookError(f"{path.name}: a raw cell has no place in a chapter.")
+    widest = _widest([cells[p.answered].metadata.get("tolerance", {}) for p in predictions(cells, path.stem)])
+    for cell in cells:
+        if widest and cell.cell_type == "code" and any(calls(cell.source, "guesses")):
+            cell.metadata["tolerance"] = widest
     return cells
 
 

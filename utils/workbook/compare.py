@@ -290,7 +290,7 @@ def coarse_numbers(notebook) -> list[str]:
 
     A sentence for each cell. Left out are zeros, whole numbers, what lies within the cell's own tolerance, constants
     of the author (the number stands in the cell's code, or in a statement that defines a name used there), heads'
-    names ("1.6"), cells that state a reason (`coarse="…"` in the fence), and the closing table, which repeats others.
+    names ("1.6"), cells that state a reason (`coarse="…"` in the fence), and the closing tables, which repeat others.
     """
     said, defined = [], {}
     for cell in notebook.cells:
@@ -300,7 +300,7 @@ def coarse_numbers(notebook) -> list[str]:
         for statement in code.body:
             defined |= dict.fromkeys(_defines(statement), _facts(statement, defined))
         own = cell.metadata.get("tolerance", {})
-        if own.get("coarse") or "show.findings(" in cell.source:
+        if own.get("coarse") or re.search(r"show\.findings\(|^guesses\(\)", cell.source, re.M):
             continue
         share, amount = max(COARSE, own.get("rtol", RTOL)), own.get("atol", ATOL)
         found = []

@@ -28,6 +28,7 @@ CHECK = re.compile(r"(?:\w+ = )?check\((\w+)\)")
 ABOUT = re.compile(r"\*Difficulty [●○]{5} · importance [●○]{5} · about \d+ minutes[^\n]*\*")
 OUR_ID = re.compile(r"(task|about|check|code|markdown|raw)-")
 DEFINES = re.compile(r"^(?:(?:async )?(?:def|class) +(\w+)|(\w+) *(?::[^=\n]+)?=(?!=)(?! *check\())", re.M)
+GUESSES = re.compile(r"^expect\(\s*(['\"])(.*?)\1", re.M)
 ALIKE = 0.5  # share of words in common, from which two texts are versions of one another
 EDITED = 0.7  # the same for a text that a learner edited, where nothing else tells what it was
 
@@ -44,7 +45,16 @@ def canonical(text: str) -> str:
 
 
 def defined(source: str) -> set[str]:
-    """Names that a cell defines or imports at its top level, also where it can't be parsed yet."""
+    """Names that a cell defines or imports at its top level, also where it can't be parsed yet, and its guesses."""
+    return _definitions(source) | guessed(source)
+
+
+def guessed(source: str) -> set[str]:
+    """What a cell's calls of `expect` predict, as 'expect "…"'; also where they can't be parsed yet."""
+    return {f'expect "{text}"' for _, text in GUESSES.findall(canonical(source))}
+
+
+def _definitions(source: str) -> set[str]:
     try:
         nodes = ast.parse(canonical(source)).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -103,7 +113,8 @@ class Delivered:
 
     @property
     def name(self) -> str | None:
-        return self.target.rpartition(".")[2] if self.target else None
+        """The exercise's name, or the first prediction of a cell of guesses."""
+        return self.target.rpartition(".")[2] if self.target else min(guessed(self.cell.source), default=None)
 
 
 @dataclass
@@ -174,6 +185,8 @@ class _Merger:
             if slot.target:
                 self.by_target[slot.target].append(i)
                 self.by_name[slot.name].append(i)
+            for name in guessed(slot.cell.source):
+                self.by_name[name].append(i)
         known = [d.target for d in self.before if d.target] + list(moved.exercises)
         for old in known:
             found = [i for home in moved.homes(old) for i in self.by_target.get(home, [])]
@@ -336,7 +349,7 @@ class _Merger:
         found = []
         if target := m.cell.metadata.get("exercise"):
             found += self._near(self.by_target.get(target, []), name)[:1]
-        if any(n in m.text for n in self.by_name):
+        if "expect(" in m.text or any(n in m.text for n in self.by_name):
             for n in defined(m.cell.source):
                 found += self._near(self.by_name.get(n, []), name)[:1]
         return list(dict.fromkeys(found))
@@ -388,6 +401,8 @@ class _Merger:
     def _fills(self, m: Mine, at: int) -> bool:
         """Whether nothing of ours is needed beside the cell: a changed text is, and an exercise that was renamed."""
         slot, target = self.slots[at], m.cell.metadata.get("exercise") or ""
+        if asked := guessed(slot.cell.source):
+            return asked <= guessed(m.cell.source)
         if not slot.target:
             return not m.alike and not self._changed(at, m)
         names = defined(m.cell.source)
@@ -587,11 +602,12 @@ class _Merger:
             made[name].nbformat_minor = max(5, notebook.nbformat_minor)
             made[name].cells = [self._own(c, ids) for c in self.top[name]]
         order = {name: n for n, name in enumerate(mine)}
-        for slot, group in zip(self.slots, self.groups, strict=True):
+        folded = {i for d, i in zip(self.before, self.successor, strict=True) if _is_folded(d.cell)}
+        for i, (slot, group) in enumerate(zip(self.slots, self.groups, strict=True)):
             cells = made[slot.chapter].cells
             answers = sorted(group.answers, key=lambda a: order[a[0]])
             if not group.filled:
-                cells.append(_delivered(slot, group.holder))
+                cells.append(_delivered(slot, group.holder, was_folded=i in folded))
             whole = [c for _, c, claims in answers if claims]
             best = next((c for c in reversed(whole) if slot.name in defined(c.source)), whole[-1] if whole else None)
             for _, cell, _ in answers:
@@ -612,10 +628,16 @@ class _Merger:
         return cell
 
 
-def _delivered(slot: Delivered, holder) -> nbformat.NotebookNode:
-    """The cell as delivered, with the outputs of the learner's where its text is the same."""
+def _is_folded(cell) -> bool:
+    return bool(cell.metadata.get("jupyter", {}).get("source_hidden"))
+
+
+def _delivered(slot: Delivered, holder, was_folded: bool) -> nbformat.NotebookNode:
+    """The cell as delivered, with the outputs of the learner's where its text is the same; what they opened is open."""
     cell = copy.deepcopy(slot.cell)
     if holder is not None and canonical(holder.source) == slot.text:
+        if was_folded and not _is_folded(holder):
+            cell.metadata.pop("jupyter", None)
         cell.metadata = nbformat.from_dict({**holder.metadata, **cell.metadata})
         if cell.cell_type == holder.cell_type == "code":
             cell.outputs, cell.execution_count = holder.outputs, holder.execution_count
