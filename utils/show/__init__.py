@@ -11,7 +11,6 @@ import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,8 @@ import plotly.io as pio
 import torch
 from IPython.display import HTML, Markdown, display
 
-GREY = "#808890"
+# As far from white as from JupyterLab's dark ground, a contrast of 4 and more to each.
+GREY = "#767e86"
 FAINT = "rgba(128, 136, 144, 0.25)"
 # Strength is opacity, so that nothing shows the page's own ground in either theme.
 RED_RGB, BLUE_RGB = "200, 45, 50", "25, 105, 200"
@@ -29,22 +29,27 @@ BLUE, NO_BLUE = f"rgba({BLUE_RGB}, 1)", f"rgba({BLUE_RGB}, 0.03)"
 DIVERGING = [[0, RED], [0.5, NO_RED], [0.5, NO_BLUE], [1, BLUE]]  # red below, blue above the centre, as in the field
 SEQUENTIAL = [[0, NO_BLUE], [1, BLUE]]
 # Told apart in both themes and by colour-blind readers (after Okabe and Ito, 2008).
-COLOURS = ["#2b7fc4", "#e07b00", "#00966a", "#c45a9a", "#d0483e", "#8a7a00", "#4aa8d8", "#808890"]
+COLOURS = ["#2b7fc4", "#e07b00", "#00966a", "#c45a9a", "#d0483e", "#8a7a00", "#4aa8d8", GREY]
 
 _axis = dict(gridcolor=FAINT, zerolinecolor=FAINT, linecolor=FAINT, automargin=True)
+_axis["title"] = dict(font=dict(size=13))  # larger, a title of some words is cut off at JupyterLab's 360 pixels
+_bar = dict(outlinewidth=0, title=dict(side="right", font=dict(size=13)))  # on top it would touch the highest tick
 pio.templates["workbook"] = go.layout.Template(
     layout=dict(
         font=dict(color=GREY, size=13),
-        title=dict(x=0.01, xanchor="left", font=dict(size=15)),
+        title=dict(x=0.01, xanchor="left", font=dict(size=16, weight=700)),
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         colorway=COLOURS,
         colorscale=dict(diverging=DIVERGING, sequential=SEQUENTIAL),
+        coloraxis=dict(colorbar=_bar),
         xaxis=_axis,
         yaxis=_axis,
         margin=dict(l=60, r=30, t=60, b=50),
         hoverlabel=dict(font=dict(size=13)),
-    )
+        shapedefaults=dict(line=dict(color=GREY)),  # Plotly's own black is not seen on a dark ground
+    ),
+    data=dict(heatmap=[dict(colorbar=_bar)]),
 )
 pio.templates.default = "workbook"
 pio.renderers.default = "plotly_mimetype"  # data only: the notebook's own plotly draws it, without a network
@@ -90,7 +95,7 @@ def heatmap(
         if labels is not None and len(labels) != size:
             raise ValueError(f"{name} has {len(labels)} labels for {size} entries of z")
     scale = dict(colorscale=SEQUENTIAL if centre is None else DIVERGING, zmid=centre, zmin=zmin, zmax=zmax)
-    figure = go.Figure(go.Heatmap(z=z, colorbar=dict(title=colourbar, outlinewidth=0), **scale))
+    figure = go.Figure(go.Heatmap(z=z, colorbar=dict(title=colourbar), **scale))
     figure.update_layout(title=title, xaxis_title=xaxis, yaxis_title=yaxis)
     figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False)
     figure.update_xaxes(showgrid=False, zeroline=False)
@@ -251,13 +256,18 @@ def timed(label: str) -> Iterator[None]:
 LIVE_VIEW = "A live view: run this cell to see it."
 
 
-@cache
-def _load_circuitsvis() -> None:
+_loaded: list[str] = []  # the versions of circuitsvis whose bundle this kernel has shown
+
+
+def _bundle() -> str:
+    """The script that draws circuitsvis's views at the first call, nothing afterwards."""
     import circuitsvis
 
-    bundle = Path(circuitsvis.__file__).parent / "dist" / "cdn" / "iife.js"
-    script = bundle.read_text(encoding="utf-8").replace("</script>", "")
-    _display_live(f"<script>{script}\nwindow.CircuitsVis = CircuitsVis;</script>")
+    if _loaded:
+        return ""
+    _loaded.append(circuitsvis.__version__)
+    script = (Path(circuitsvis.__file__).parent / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
+    return f"<script>{script.replace('</script>', '')}\nwindow.CircuitsVis = CircuitsVis;</script>"
 
 
 def live(view) -> None:
@@ -266,7 +276,6 @@ def live(view) -> None:
     Args:
         view: what a circuitsvis function returns, for example `circuitsvis.attention.attention_heads(...)`.
     """
-    _load_circuitsvis()
     wait = "while (!window.CircuitsVis) await new Promise(r => setTimeout(r, 100));"
     form = r"(?s)(.*?<script[^>]*>)(.*?)import (\{.*?\}) from \"https://unpkg\.com/[^\"]+\";(.*)(</script>.*)"
     if not (parts := re.fullmatch(form, view.cdn_src)):
@@ -274,8 +283,7 @@ def live(view) -> None:
     opening, before, names, props, closing = parts.groups()
     # A token may hold what ends a script: in JavaScript's strings the six characters \u003c are a "<".
     props = props.replace("<", r"\u003c")
-    page = f"{opening}{before}{wait} const {names} = window.CircuitsVis;{props}{closing}"
-    _display_live(page)
+    _display_live(f"{_bundle()}{opening}{before}{wait} const {names} = window.CircuitsVis;{props}{closing}")
 
 
 def _display_live(page: str) -> None:

@@ -84,9 +84,7 @@ def plot_gram(
         title=title,
         width=WIDTH,
         height=WIDTH / n + 130,
-        coloraxis=dict(
-            colorscale=show.DIVERGING, cmid=0, cmin=-1, cmax=1, colorbar=dict(title="weight", outlinewidth=0)
-        ),
+        coloraxis=dict(colorscale=show.DIVERGING, cmid=0, cmin=-1, cmax=1, colorbar=dict(title="weight")),
     )
     figure.update_xaxes(title_text="feature in", col=1)
     figure.update_yaxes(title_text="feature out", col=1)
