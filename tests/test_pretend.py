@@ -53,6 +53,8 @@ ALLOWED = {
     "new weights": "setattr(layer.bias, 'data', torch.ones(5, device=D)) is None and layer.bias.sum().item() == 5",
     "tolist": "ids.tolist() == [2, 0, 1]",
     "the CPU's random numbers": "torch.equal(x.cpu(), (torch.manual_seed(0), torch.randn(3, 4))[1])",
+    "a factory that fills what it was given": "torch.eye(3, 2, device=D).shape == (3, 2)",
+    "memory": "x.untyped_storage().nbytes() == 48 and x[1:].data_ptr() - x.data_ptr() == 16",
     "a loaded model": "torch.allclose(load('attn1l').to(D)(ids[None]).cpu(), load('attn1l')(ids[None].cpu()))",
 }
 RUN = """

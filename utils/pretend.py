@@ -76,7 +76,10 @@ class PretendTensor(torch.Tensor, metaclass=_Disguised):
             if not isinstance(t, torch.Tensor) or isinstance(t, cls):
                 return t
             if id(t) in outer:
-                return outer[id(t)]
+                found = outer[id(t)]
+                if found.shape != t.shape:  # an `out=` that was resized
+                    torch.Tensor.data.__set__(found, cls(t))
+                return found
             return cls(t) if stays else t
 
         return tree_map(wrap, out)
@@ -105,6 +108,12 @@ class PretendTensor(torch.Tensor, metaclass=_Disguised):
         if isinstance(self, torch.nn.Parameter):
             out._is_param = True
         return out
+
+    def untyped_storage(self):
+        return self.inner.untyped_storage()
+
+    def data_ptr(self):
+        return self.inner.data_ptr()
 
     def tolist(self):
         return self.inner.detach().tolist()

@@ -634,7 +634,7 @@ def _(model, dataset, layers=None):
 @calculate_fn_vectors_and_intervene.right
 def _(model, dataset, layers=None):
     layers = range(LAYERS) if layers is None else layers
-    return fv.causal_effects_fast(model, dataset)[list(layers)]
+    return fv.causal_effects_fast.__wrapped__(model, dataset)[list(layers)]  # gradients as through the traces
 
 
 # ---------------------------------------------------------------- calculate_fn_vector
