@@ -54,7 +54,7 @@ ALLOWED = {
     "tolist": "ids.tolist() == [2, 0, 1]",
     "the CPU's random numbers": "torch.equal(x.cpu(), (torch.manual_seed(0), torch.randn(3, 4))[1])",
     "a factory that fills what it was given": "torch.eye(3, 2, device=D).shape == (3, 2)",
-    "memory": "x.untyped_storage().nbytes() == 48 and x[1:].data_ptr() - x.data_ptr() == 16",
+    "memory": "x[1:].untyped_storage().data_ptr() == x.untyped_storage().data_ptr() != 0",
     "a loaded model": "torch.allclose(load('attn1l').to(D)(ids[None]).cpu(), load('attn1l')(ids[None].cpu()))",
 }
 RUN = """
