@@ -38,4 +38,7 @@ def seed_everything(seed: int) -> None:
     """Seed the generators of Python, numpy and torch (all devices)."""
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # the same numbers, without a note with its stack for each absent device
+        torch.default_generator.manual_seed(seed)
