@@ -10,7 +10,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from utils.workbook import CHAPTERS, README, ROOT, SOLUTIONS, SOURCE, WorkbookError, chapter_names
-from utils.workbook.chapters import exercise, read_chapter, source_cells, table
+from utils.workbook.chapters import TASK, as_json, exercise, read_chapter, source_cells, table
 from utils.workbook.compare import coarse_numbers
 from utils.workbook.files import write_whole
 from utils.workbook.merge import digest
@@ -26,7 +26,6 @@ TOLERANCES = {"rtol": (int, float), "atol": (int, float), "counts": (int,), "mov
 # In a cell of its own, what follows hints or an answer doesn't stick to their last line; an exercise's heading is a
 # place to go to.
 PARTS = re.compile(r"(?<=</details>)\n+(?!\n|<details>)|\n+(?=#+ Exercise: )")
-TASK = re.compile(r"#{2,4} Exercise: (.+)")
 
 
 # ---------------------------------------------------------------- code of an exercise
@@ -231,6 +230,7 @@ def _notebooks(source: Path, chapters: Path, solutions: Path, wanted: str | None
         if file.exists():
             solved = with_outputs(solved, read_notebook(file))
         yield file, nbformat.writes(solved) + "\n"
+    yield chapters / "table.json", as_json(table(source))
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:

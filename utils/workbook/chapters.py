@@ -5,32 +5,42 @@ A source begins with its front matter, then its heading; number and name come fr
     ---
     modules: [induction, composition]
     needs: ["02", "04"]
+    learned: ["find induction heads, and show that they are the cause -> 09", …]
     ---
 
     # 05 · The induction circuit
+
+`learned` completes "You can now …"; after an arrow stand the chapters that use it next.
 """
 
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
-import jupytext
 import yaml
 
 from utils.workbook import SOURCE, WorkbookError, chapter_names
 
 CORE_FROM = 4  # exercises of this importance and more are on the fast path, where the marker says nothing else
+LONGEST_SITTING = 90  # minutes
+TASK = re.compile(r"#{2,4} Exercise: (.+)")  # the heading of an exercise
 FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n+# (\d\d) · ([^\n]+)\n", re.S)
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise marker: the function to write, its minutes, and whether it is on the fast path."""
+    """One exercise marker: the function to write, its minutes, whether it is on the fast path; and its heading."""
 
     target: str  # "utils.tokenization.count_pairs"
     minutes: int
     core: bool
+    title: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.target.rpartition(".")[2]
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class Chapter:
     title: str
     modules: tuple[str, ...]
     needs: tuple[str, ...]
+    learned: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (what, numbers of the chapters that use it next)
 
     @property
     def name(self) -> str:
@@ -54,7 +65,13 @@ class Chapter:
         Raises:
             WorkbookError: a marker lacks its minutes.
         """
-        return tuple(exercise(c.metadata) for c in source_cells(self.path) if c.metadata.get("exercise"))
+        found, title = [], ""
+        for cell in source_cells(self.path):
+            if cell.metadata.get("exercise"):
+                found.append(replace(exercise(cell.metadata), title=title))
+            elif cell.cell_type == "markdown":
+                title = next((m[1] for line in reversed(cell.source.split("\n")) if (m := TASK.match(line))), title)
+        return tuple(found)
 
     def minutes(self, core: bool = False) -> int:
         """Minutes to write all exercises, or those on the fast path only."""
@@ -68,6 +85,8 @@ def source_cells(path: Path) -> list:
 
 @cache
 def _cells_of(text: str) -> list:
+    import jupytext  # takes half a second; what only reads front matters does without
+
     return jupytext.reads(text, fmt="md").cells
 
 
@@ -96,6 +115,7 @@ def read_chapter(path: Path) -> Chapter:
         modules, needs = (about[key] for key in ("modules", "needs"))
         if not all(isinstance(x, list) and all(isinstance(name, str) for name in x) for x in (modules, needs)):
             raise TypeError
+        learned = tuple(_learned(text) for text in about.get("learned", ()))
     except (TypeError, KeyError, yaml.YAMLError):
         raise WorkbookError(
             f'{path.name} must begin with its front matter (---, modules: [name], needs: ["02"], ---) and its heading '
@@ -103,7 +123,12 @@ def read_chapter(path: Path) -> Chapter:
         ) from None
     if path.stem[:2] != found[2]:
         raise WorkbookError(f"{path.name} has the heading {found[2]!r}: give file and heading the same number.")
-    return Chapter(path, found[2], found[3], tuple(modules), tuple(needs))
+    return Chapter(path, found[2], found[3], tuple(modules), tuple(needs), learned)
+
+
+def _learned(text: str) -> tuple[str, tuple[str, ...]]:
+    what, _, where = text.partition(" -> ")
+    return what, tuple(re.findall(r"\d\d", where))
 
 
 def table(source: Path | None = None) -> list[Chapter]:
@@ -114,12 +139,30 @@ def table(source: Path | None = None) -> list[Chapter]:
             comes later, or an exercise is of a module that the front matter does not name.
     """
     rows = [read_chapter((source or SOURCE) / f"{name}.md") for name in chapter_names(source=source)]
+    numbers = {row.number for row in rows}
     for i, row in enumerate(rows):
         if i and row.number == rows[i - 1].number:
             raise WorkbookError(f"{rows[i - 1].path.name} and {row.path.name} have the same number: change one.")
         if unknown := set(row.needs) - {r.number for r in rows[:i]}:
             raise WorkbookError(f"{row.path.name} needs {sorted(unknown)[0]!r}: no chapter before it has that number.")
+        if early := {n for _, where in row.learned for n in where if n <= row.number or n not in numbers}:
+            raise WorkbookError(f"{row.path.name}: what is learned is used in {min(early)!r}: no chapter after it.")
         for e in row.exercises:
             if e.target.split(".")[-2] not in row.modules:
                 raise WorkbookError(f"{row.path.name}: the module of {e.target} is not among the `modules` it names.")
     return rows
+
+
+def as_json(rows: list[Chapter]) -> str:
+    """The table as `chapters/table.json` keeps it, for what must start fast: the lab's pages and the checks."""
+    kept = [
+        {
+            "name": row.name,
+            "number": row.number,
+            "title": row.title,
+            "needs": row.needs,
+            "exercises": [asdict(e) for e in row.exercises],
+        }
+        for row in rows
+    ]
+    return json.dumps(kept, indent=1, ensure_ascii=False) + "\n"

@@ -67,8 +67,10 @@ def lab(port: str | None = None, browser: bool = True) -> None:
     chosen = free_port(port)
     for line in [*start(), *settle()]:
         print(line)
-    # Given here, these win over a user's Jupyter configuration; the log holds warnings and the URL only.
+    # Given here, these win over a user's Jupyter configuration; the log holds errors, and our one line with the URL.
     options = {
+        "ServerApp.jpserver_extensions": "{'utils.workbook.server': True}",
+        "LabApp.extra_labextensions_path": SETTINGS / "labextensions",
         "ServerApp.root_dir": WORK,
         "FileContentsManager.root_dir": WORK,
         "FileContentsManager.preferred_dir": WORK,
@@ -87,7 +89,7 @@ def lab(port: str | None = None, browser: bool = True) -> None:
     os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(paths)
     if not port and chosen != FIRST_PORT:
         print(f"Port {FIRST_PORT} is taken, by another JupyterLab perhaps: this one takes {chosen}.")
-    print(f"JupyterLab starts on port {chosen}. Ctrl-C in this window stops it.", flush=True)
+    sys.stdout.flush()
     os.execv(sys.executable, command)
 
 

@@ -1,0 +1,287 @@
+// The workbook in JupyterLab: a start page, a panel with the open chapter's exercises, and the ways between them.
+// A prebuilt extension written by hand: no bundler, the libraries are JupyterLab's own, from its shared scope.
+(() => {
+  const NAME = 'workbook-start';
+  const EVERY = 2000; // milliseconds between two looks at the learner's progress
+  const SIGNS = { solved: '✓', taken: '✓', tried: '◐', open: '○' };
+  const ICON =
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path class="jp-icon3" fill="#616161" ' +
+    'd="M4 5h2v2H4zm4 0h12v2H8zM4 11h2v2H4zm4 0h12v2H8zM4 17h2v2H4zm4 0h12v2H8z"/></svg>';
+  const HOUSE =
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path class="jp-icon3" fill="#616161" ' +
+    'd="M12 3 2 12h3v8h6v-5h2v5h6v-8h3z"/></svg>';
+  let scope;
+  const lib = async name => (await Object.values(scope[name])[0].get())();
+
+  const element = (tag, attributes = {}, ...children) => {
+    const node = Object.assign(document.createElement(tag), attributes);
+    node.append(...children);
+    return node;
+  };
+  const targetOf = cell => {
+    const target = cell.type === 'code' && cell.getMetadata('exercise');
+    return typeof target === 'string' ? target : null;
+  };
+
+  async function plugin() {
+    const [{ ILabShell, ILayoutRestorer }, apputils, { IRenderMimeRegistry, MimeModel }, notebook, services, coreutils,
+      { LabIcon }, { Widget }] = await Promise.all(
+      ['application', 'apputils', 'rendermime', 'notebook', 'services', 'coreutils', 'ui-components']
+        .map(name => lib(`@jupyterlab/${name}`)).concat(lib('@lumino/widgets')));
+    const { ICommandPalette, MainAreaWidget, Notification, ToolbarButton } = apputils;
+    const { INotebookTracker } = notebook;
+    const { PageConfig, URLExt } = coreutils;
+    const icon = new LabIcon({ name: 'workbook:exercises', svgstr: ICON });
+    const house = new LabIcon({ name: 'workbook:start', svgstr: HOUSE });
+
+    const settings = services.ServerConnection.makeSettings();
+    const ask = path => services.ServerConnection.makeRequest(
+      URLExt.join(settings.baseUrl, 'workbook', path), { cache: 'no-store' }, settings);
+
+    // What is shown changes only where it differs, and the keyboard's place in it stays.
+    function replace(node, fill) {
+      const focused = node.contains(document.activeElement) && document.activeElement.id;
+      fill();
+      if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+    }
+
+    class Start extends Widget {
+      constructor() {
+        super();
+        this.addClass('workbook');
+        this.addClass('workbook-start');
+      }
+      show_(state) {
+        if (state.page === this.page) return;
+        this.page = state.page;
+        replace(this.node, () => (this.node.innerHTML = state.page));
+      }
+    }
+
+    class Panel extends Widget {
+      constructor(tracker) {
+        super();
+        this.tracker = tracker;
+        this.id = 'workbook-exercises';
+        this.title.icon = icon;
+        this.title.caption = 'Exercises of the open chapter';
+        this.addClass('workbook');
+        this.addClass('workbook-exercises');
+      }
+      show_(state) {
+        const open = this.tracker.currentWidget;
+        const cells = open?.content.model ? [...open.content.model.cells] : [];
+        const chapter = state.chapters.find(c => cells.some(cell => c.exercises.some(e => e.target === targetOf(cell))))
+          ?? state.chapters.find(c => c.file === open?.context.path);
+        const key = JSON.stringify([chapter, open?.context.path, cells.map(c => [targetOf(c), headings(c)])]);
+        if (key === this.key) return;
+        this.key = key;
+        replace(this.node, () => this.node.replaceChildren(...this.rows(chapter, cells, open, state)));
+      }
+      *rows(chapter, cells, open, state) {
+        yield element('a', { href: '#', id: 'wb-to-start', className: 'to-start', textContent: 'Start page' });
+        if (!open || !cells.length) {
+          yield element('h2', { textContent: 'Chapters' });
+          yield element('ul', {}, ...state.chapters.map(c => {
+            const solved = c.exercises.filter(e => e.state in { solved: 1, taken: 1 }).length;
+            const link = element('a', { href: '#', id: `wb-panel-${c.number}` },
+              `${c.number} · ${c.title}`, element('small', { textContent: ` ${solved} of ${c.exercises.length}` }));
+            link.dataset.open = c.file;
+            return element('li', {}, link);
+          }));
+          return;
+        }
+        yield element('h2', { textContent: chapter ? `${chapter.number} · ${chapter.title}` : open.context.path });
+        let list = element('ul');
+        const seen = new Set();
+        for (const [i, cell] of cells.entries()) {
+          for (const [level, text] of headings(cell)) {
+            if (level !== 2) continue;
+            if (list.children.length) yield list;
+            list = element('ul');
+            yield element('h3', {}, this.link(open, i, text, `wb-section-${cell.id}`));
+          }
+          const exercise = chapter?.exercises.find(e => e.target === targetOf(cell));
+          if (!exercise || seen.has(exercise)) continue;
+          seen.add(exercise);
+          list.append(this.exercise(exercise, this.link(open, exercise.name, exercise.title || exercise.name,
+            `wb-exercise-${exercise.name}`)));
+        }
+        if (list.children.length) yield list;
+        const gone = (chapter?.exercises ?? []).filter(e => !seen.has(e));
+        if (gone.length) {
+          yield element('h3', { textContent: 'Not in this copy' });
+          yield element('p', { textContent: 'make update brings them back.' });
+          yield element('ul', {}, ...gone.map(e => this.exercise(e, element('span', { textContent: e.title || e.name }))));
+        }
+      }
+      link(open, at, text, id) {
+        const link = element('a', { href: '#', textContent: text, id });
+        link.dataset.open = open.context.path;
+        link.dataset.at = at;
+        return link;
+      }
+      exercise(e, link) {
+        link.title = `${e.name}: ${e.state}, ${e.core ? 'core' : 'optional'}, ${e.minutes} minutes`;
+        const sign = element('span', { className: `sign ${e.state}`, textContent: SIGNS[e.state] ?? SIGNS.open });
+        sign.setAttribute('role', 'img');
+        sign.setAttribute('aria-label', e.state);
+        return element('li', { className: e.core ? 'core' : 'optional' }, sign, ' ', link);
+      }
+    }
+
+    function headings(cell) {
+      if (cell.type !== 'markdown') return [];
+      return [...cell.sharedModel.getSource().matchAll(/^(#{1,4}) (.+)$/gm)].map(m => [m[1].length, m[2]]);
+    }
+
+    function activate(app, shell, tracker, rendermime, palette, restorer) {
+      const { commands, docRegistry, serviceManager } = app;
+      document.head.append(element('link', {
+        rel: 'stylesheet', href: URLExt.join(PageConfig.getOption('fullLabextensionsUrl'), NAME, 'static/style.css')
+      }));
+      const content = new Start();
+      const panel = new Panel(tracker);
+      let tab, state, looking;
+
+      async function look() {
+        if (looking || document.hidden || !(content.isVisible || panel.isVisible)) return;
+        looking = true;
+        try {
+          const answer = await ask('start');
+          if (answer.ok) state = await answer.json();
+        } catch { /* the server has stopped: JupyterLab says so itself */ }
+        looking = false;
+        if (!state) return;
+        content.show_(state);
+        panel.show_(state);
+      }
+      setInterval(look, EVERY);
+      for (const widget of [content, panel]) widget.onAfterShow = look;
+      document.addEventListener('visibilitychange', look);
+      tracker.currentChanged.connect((_, open) => {
+        look();
+        open?.context.ready.then(look);
+      });
+
+      // ---------------------------------------------------------------- ways to an exercise
+
+      const ran = new Set(); // notebooks of which a cell was run since this page was opened
+      notebook.NotebookActions.executed.connect((_, { notebook: which }) => {
+        const widget = tracker.find(w => w.content === which);
+        if (widget) ran.add(widget.context.path);
+        setTimeout(look, 100);
+      });
+
+      // `at`: a cell's index, or an exercise's name.
+      async function go(path, at) {
+        const running = [...serviceManager.sessions.running()].some(session => session.path === path);
+        const widget = await commands.execute('docmanager:open', { path });
+        if (!widget?.content?.model) return;
+        await widget.context.ready;
+        await widget.revealed;
+        if (at === undefined || at === '') return;
+        const cells = [...widget.content.model.cells];
+        const found = [`task-${at}`, `about-${at}`, at].map(id => cells.findIndex(c => c.id === id)).find(i => i >= 0)
+          ?? cells.findIndex(c => targetOf(c)?.endsWith(`.${at}`));
+        const index = /^\d+$/.test(at) ? Number(at) : found;
+        if (!(index >= 0 && index < cells.length)) {
+          Notification.warning(`The exercise ${at} is not in your copy: make update brings it back.`);
+          return;
+        }
+        widget.content.activeCellIndex = index;
+        await widget.setFragment(`#cell-id=${cells[index].id}`);
+        if (!running && !ran.has(path) && index > 1) {
+          Notification.info('Nothing above has run in this session yet.', {
+            autoClose: 20000,
+            actions: [{ label: 'Run all above', displayType: 'accent', callback: () => {
+              widget.content.activeCellIndex = index;
+              commands.execute('notebook:run-all-above');
+            } }]
+          });
+        }
+      }
+
+      async function show(name, title) {
+        const answer = await ask(`document/${name}`);
+        if (!answer.ok) return;
+        const renderer = rendermime.createRenderer('text/markdown');
+        await renderer.renderModel(new MimeModel({ data: { 'text/markdown': await answer.text() }, trusted: false }));
+        renderer.addClass('workbook-document');
+        const shown = new MainAreaWidget({ content: renderer });
+        Object.assign(shown, { id: `workbook-${name}` });
+        Object.assign(shown.title, { label: title, closable: true, icon });
+        shell.add(shown, 'main');
+        shell.activateById(shown.id);
+      }
+
+      document.addEventListener('click', event => {
+        const link = event.target.closest?.('a');
+        if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+        const { open: path, at, document: name } = link.dataset;
+        const inside = link.closest('.workbook, .workbook-document, .jp-NotebookPanel');
+        const href = decodeURI(link.getAttribute('href') ?? '');
+        const chapter = state?.chapters.find(c => href.split('#')[0].split('?')[0].endsWith(c.file));
+        if (!inside) return;
+        if (link.id === 'wb-to-start' || link.title === 'The start page') open();
+        else if (name) show(name, link.textContent);
+        else if (path) go(path, at);
+        else if (href.startsWith('#cell-id=')) go(tracker.currentWidget.context.path, href.slice('#cell-id='.length));
+        else if (chapter && link.closest('.workbook-document')) go(chapter.file, href.split('#cell-id=')[1]);
+        else return;
+        event.preventDefault();
+        event.stopImmediatePropagation();
+      }, true);
+
+      // ---------------------------------------------------------------- tab, panel, ways back
+
+      function open({ activate = true } = {}) {
+        if (!tab || tab.isDisposed) {
+          tab = new MainAreaWidget({ content });
+          tab.id = NAME;
+          Object.assign(tab.title, { label: 'Start', caption: 'The workbook: chapters and where you are', closable: true, icon: house });
+          tab.disposed.connect(() => (tab = undefined));
+        }
+        if (!tab.isAttached) shell.add(tab, 'main', { mode: 'tab-before', activate });
+        if (activate) shell.activateById(tab.id);
+      }
+      commands.addCommand('workbook:start', { label: 'Workbook: start page', icon: house, execute: () => open() });
+      palette?.addItem({ command: 'workbook:start', category: 'Workbook' });
+      docRegistry.addWidgetExtension('Notebook', {
+        createNew: widget => {
+          const button = new ToolbarButton({ icon: house, tooltip: 'The start page', label: 'Start', onClick: () => open() });
+          widget.toolbar.insertItem(0, 'workbook-start', button);
+          return button;
+        }
+      });
+      shell.add(panel, 'left', { rank: 0 });
+      restorer?.add(panel, panel.id);
+      const once = `${NAME}:${PageConfig.getOption('baseUrl')}:${PageConfig.getToken()}`;
+      const again = sessionStorage.getItem(once);
+      sessionStorage.setItem(once, 'seen');
+      const asked = /\/(tree|doc)\//.test(location.pathname);
+      open({ activate: !again && !asked });
+      app.restored.then(() => {
+        if (!again) shell.activateById(panel.id);
+        if (!again && !asked) open();
+        look();
+      });
+    }
+
+    return {
+      id: `${NAME}:plugin`,
+      autoStart: true,
+      requires: [ILabShell, INotebookTracker, IRenderMimeRegistry],
+      optional: [ICommandPalette, ILayoutRestorer],
+      activate
+    };
+  }
+
+  (window._JUPYTERLAB ??= {})[NAME] = {
+    init(shared) { scope = shared; },
+    async get() {
+      const made = await plugin();
+      return () => ({ __esModule: true, default: made });
+    }
+  };
+})();
