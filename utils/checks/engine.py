@@ -46,7 +46,7 @@ from IPython.display import Markdown, display
 from utils.checks import guards, progress
 from utils.checks.compare import difference, short
 from utils.checks.guards import tensors_in
-from utils.checks.hints import read_hints
+from utils.checks.hints import read_hints, read_table
 from utils.checks.limits import Interrupted, Printed, TookTooLong, interruptible, limited, printed
 from utils.runtime import seed_everything
 
@@ -487,6 +487,9 @@ def _with_another_seed(fn: Callable, solution: Callable) -> Callable:
     return reseeded
 
 
+WHOLE_CHAPTER = object()  # what `check` is called with where it is called with nothing
+
+
 class Chapter:
     """All exercises of one chapter, and the two calls that its notebook makes: `check` and `hint`.
 
@@ -514,11 +517,14 @@ class Chapter:
             importlib.import_module(f"utils.checks.{name}")
         return self._exercises
 
-    def check(self, fn: Callable) -> Callable:
+    def check(self, fn: Callable = WHOLE_CHAPTER) -> Callable | None:
         """Print whether `fn` is right, and what is wrong with it otherwise; record the progress.
 
         Returns `fn` where it is right, else the workbook's own version, so that the notebook's later cells work.
+        `check()` shows what is open in the chapter, each with a link to its cell.
         """
+        if fn is WHOLE_CHAPTER:
+            return self._show_what_is_open()
         exercise = self._find(fn)
         if exercise is None:
             return fn
@@ -559,6 +565,22 @@ class Chapter:
         else:
             take = f"from {exercise.solution.__module__} import {exercise.name}"
             _show_markdown(f"No more hints. To go on with the solution, run this in a cell:\n\n```python\n{take}\n```")
+
+    def _show_what_is_open(self) -> None:
+        count = self._count()
+        listed = read_table(self.modules) or [{"target": f".{name}"} for name in self.exercises]
+        lines = []
+        for e in listed:
+            name = e["target"].rpartition(".")[2]
+            state = self._states.get(name, "open")
+            if state in ("open", "tried"):
+                kind = f", {'core' if e['core'] else 'optional'}, {e['minutes']} minutes" if "core" in e else ""
+                tried = ", tried" if state == "tried" else ""
+                lines.append(f"- [{e.get('title') or name}](#cell-id={name}) (`{name}`{kind}{tried})")
+        if lines:
+            _show_markdown("\n".join([f"**Still open** ({count[:-1]}):", "", *lines]))
+        else:
+            print(f"{GREEN}✓ Nothing is open: {count}{OFF}")
 
     def _find(self, fn) -> Exercise | None:
         name = fn if isinstance(fn, str) else getattr(fn, "__name__", None)

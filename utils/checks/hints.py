@@ -1,5 +1,6 @@
-"""Read an exercise's hints from the chapter's source, where the author wrote them as `<details>` blocks."""
+"""Read what a chapter's author wrote of an exercise: its hints, `<details>` blocks of the source, and its heading."""
 
+import json
 import re
 from pathlib import Path
 
@@ -26,3 +27,15 @@ def read_hints(target: str, folder: Path = SOURCE) -> list[tuple[str, str]]:
                 found = DETAILS.findall(rest[: end.start()] if end else rest)
                 return [(title.strip(), body.strip()) for title, body in found if title.strip().startswith("Hint")]
     return []
+
+
+def read_table(modules: list[str], folder: Path = SOURCE.parent) -> list[dict]:
+    """The exercises of a chapter's modules, in the notebook's order: `{"target", "title", "minutes", "core"}` of each.
+
+    Empty where the table of chapters is not there.
+    """
+    try:
+        rows = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        return [e for row in rows for e in row["exercises"] if e["target"].rpartition(".")[0] in modules]
+    except (OSError, ValueError, KeyError):
+        return []

@@ -15,6 +15,7 @@ from utils.workbook.compare import coarse_numbers
 from utils.workbook.files import write_whole
 from utils.workbook.merge import digest
 from utils.workbook.predictions import calls, folded, predictions
+from utils.workbook.signposts import with_signposts
 
 KERNEL = {
     "kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"},
@@ -23,9 +24,9 @@ KERNEL = {
 LARGEST = 1_000_000  # bytes of a solved notebook: larger ones are slow to open and to review
 # In a cell's fence, with a reason in `why`.
 TOLERANCES = {"rtol": (int, float), "atol": (int, float), "counts": (int,), "moved": (float,)}
-# In a cell of its own, what follows hints or an answer doesn't stick to their last line; an exercise's heading is a
-# place to go to.
-PARTS = re.compile(r"(?<=</details>)\n+(?!\n|<details>)|\n+(?=#+ Exercise: )")
+# In a cell of its own, what follows hints or an answer doesn't stick to their last line; and a heading is a place to
+# go to.
+PARTS = re.compile(r"(?<=</details>)\n+(?!\n|<details>)|\n+(?=#{2,4} \S)")
 
 
 # ---------------------------------------------------------------- code of an exercise
@@ -170,7 +171,8 @@ def chapter_cells(path: Path, solved: bool) -> list:
     for cell in cells:
         if widest and cell.cell_type == "code" and any(calls(cell.source, "guesses")):
             cell.metadata["tolerance"] = widest
-    return cells
+    rows = table(path.parent)
+    return with_signposts(cells, next(row for row in rows if row.path == path), rows)
 
 
 def build_chapter(path: Path, solved: bool) -> nbformat.NotebookNode:
@@ -180,9 +182,10 @@ def build_chapter(path: Path, solved: bool) -> nbformat.NotebookNode:
     `workbook` holds the digest of what was delivered, by which `update` knows what a learner has changed.
     """
     seen: dict[str, int] = {}
+    own = ("task-", "about-", "check-", "nav-", "sitting-", "learned")
     cells = chapter_cells(path, solved)
     for cell in cells:
-        if not cell.id.startswith(("task-", "about-", "check-")) and "exercise" not in cell.metadata:
+        if not cell.id.startswith(own) and "exercise" not in cell.metadata:
             name = f"{cell.cell_type}-{digest(cell.source)}"
             seen[name] = seen.get(name, 0) + 1
             cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"

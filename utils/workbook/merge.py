@@ -26,7 +26,7 @@ from utils.moved import Moved
 OURS = ("workbook", "exercise")  # what we write into a cell's metadata
 CHECK = re.compile(r"(?:\w+ = )?check\((\w+)\)")
 ABOUT = re.compile(r"\*Difficulty [●○]{5} · importance [●○]{5} · about \d+ minutes[^\n]*\*")
-OUR_ID = re.compile(r"(task|about|check|code|markdown|raw)-")
+OUR_ID = re.compile(r"learned$|(nav|sitting|task|about|check|code|markdown|raw)-")
 DEFINES = re.compile(r"^(?:(?:async )?(?:def|class) +(\w+)|(\w+) *(?::[^=\n]+)?=(?!=)(?! *check\())", re.M)
 GUESSES = re.compile(r"^expect\(\s*(['\"])(.*?)\1", re.M)
 ALIKE = 0.5  # share of words in common, from which two texts are versions of one another
