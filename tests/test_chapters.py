@@ -77,5 +77,5 @@ def test_an_empty_chapter_can_be_added(tmp_path):
     folders = [tmp_path / n for n in ("source", "chapters", "solutions")]
     folders[0].mkdir()
     written(folders[0], "12_new", "---\nmodules: [new]\nneeds: []\n---\n\n# 12 · New\n\nNothing yet.\n")
-    assert len(build(*folders)) == 2 and drift(*folders) == []
-    assert [c.source for c in read_notebook(folders[1] / "12_new.ipynb").cells] == ["# 12 · New\n\nNothing yet."]
+    assert len(build(*folders)) == 3 and drift(*folders) == []
+    assert [c.source for c in read_notebook(folders[1] / "12_new.ipynb").cells][1:-1] == ["# 12 · New\n\nNothing yet."]

@@ -21,14 +21,15 @@ def test_learner_and_solved_notebook(course):
     mine, solved = (nbformat.read(d / "01_sample.ipynb", 4) for d in (chapters, solutions))
     for notebook in (mine, solved):
         nbformat.validate(notebook)
-        assert [c.id for c in notebook.cells][4:6] == ["device", "check-device"]
+        ids = [c.id for c in notebook.cells]
+        assert ids[ids.index("task-device") :][:4] == ["task-device", "about-device", "device", "check-device"]
         assert "●●○○○" in cell(notebook, "about-device").source
         assert cell(notebook, "check-device").source == "device = check(device)"
     assert cell(solved, "device").source == solution_code("utils.runtime.device").rstrip()
     stub = cell(mine, "device").source
     assert stub.startswith("def device() -> torch.device:") and stub.endswith("raise NotImplementedError")
     assert "Raises:" in stub and "os.environ" not in stub
-    assert solved.cells[-1].metadata.tolerance == {"rtol": 0.1, "why": "an example"}
+    assert solved.cells[-3].metadata.tolerance == {"rtol": 0.1, "why": "an example"}
 
 
 def test_an_exercises_heading_begins_a_cell_of_its_own(course):
@@ -49,8 +50,8 @@ def test_text_after_the_hints_is_a_cell_of_its_own(course):
     build(source, chapters, solutions)
     for folder in (chapters, solutions):
         texts = [c.source for c in read_notebook(folder / "01_sample.ipynb").cells if c.cell_type == "markdown"]
-        assert texts[0].endswith(f"Some text.\n\n{hints}")  # nothing follows: no empty cell
-        assert texts[-2:] == [hints, "More text."]
+        assert texts[1].endswith(f"Some text.\n\n{hints}")  # nothing follows: no empty cell
+        assert texts[-3:-1] == [hints, "More text."]
 
 
 def test_second_build_writes_nothing(course):
@@ -74,7 +75,7 @@ def test_changed_word_keeps_other_cells_and_outputs(course):
     assert ran["x = 2"] is None and ran["print(x)"] == 1
     said = " ".join(drift(source, chapters, solutions))
     assert ": not executed since it changed" in said
-    assert "the cell check-device: a check that did not pass" in said
+    assert "the cell check-device and 1 more: a check that did not pass" in said
 
 
 def test_drift_names_what_is_wrong(course):

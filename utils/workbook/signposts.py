@@ -1,4 +1,4 @@
-"""What the build adds to each chapter so that nobody is lost: ways to its neighbours, sittings, what is open at its end.
+"""What the build adds to a chapter so that nobody is lost: ways to its neighbours, sittings, what is open at its end.
 
 All of it follows from the table of chapters and the exercises' markers; nothing of it is written by hand.
 """
@@ -70,7 +70,8 @@ def with_sittings(cells: list[NotebookNode], row: Chapter) -> list[NotebookNode]
         whole = sum(e.minutes for *_, e in part)
         core = sum(e.minutes for *_, e in part if e.core)
         at[part[0][0]] = new_markdown_cell(
-            f"**Sitting {k} of {len(sittings)}** · about {whole} minutes of exercises: core {core}, optional {whole - core}",
+            f"**Sitting {k} of {len(sittings)}** · about {whole} minutes of exercises: core {core}, "
+            f"optional {whole - core}",
             id=f"sitting-{k}",
         )
         done += size

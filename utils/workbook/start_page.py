@@ -257,7 +257,7 @@ def _map(found: list[Row], link) -> str:
             if n
         )
         needs = f" · needs {', '.join(row.needs)}" if row.needs else ""
-        missing = "" if row.here else ' <em>not in your folder: make start brings it</em>'
+        missing = "" if row.here else " <em>not in your folder: make start brings it</em>"
         cards.append(
             f'<li style="grid-area:{line + 1}/{column + 1}"><a class="card" id="wb-{row.number}" {link(row)}>'
             f'<b><span class="number">{row.number}</span> {escape(row.title)}</b>{missing}'
@@ -283,8 +283,8 @@ def _paths(found: list[Row]) -> str:
         "<section><h2>Two ways through</h2><dl>"
         + path("The fast path", "core exercises", True)
         + path("The whole", "exercises, core and optional,", False)
-        + '</dl><p class="note">Hours are those of writing the exercises. You can skip any: a notebook goes on with the '
-        "workbook's own version.</p></section>"
+        + '</dl><p class="note">Hours are those of writing the exercises. Any can be skipped: a notebook goes on with '
+        "the workbook's own version.</p></section>"
     )
 
 
