@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from utils.workbook import CHAPTERS, README, ROOT, SOLUTIONS, SOURCE, WorkbookError, chapter_names
+from utils.workbook import CHAPTERS, README, ROOT, SOLUTIONS, SOURCE, WorkbookError, chapter_names, diagrams
 from utils.workbook.chapters import TASK, as_json, exercise, read_chapter, source_cells, table
 from utils.workbook.compare import coarse_numbers
 from utils.workbook.files import write_whole
@@ -141,7 +141,8 @@ def chapter_cells(path: Path, solved: bool) -> list:
     for cell in source_cells(path)[1:]:  # the first is the front matter
         target = cell.metadata.get("exercise")
         if cell.cell_type == "markdown":
-            parts = [new_markdown_cell(part) for part in PARTS.split(folded(cell.source))]
+            texts = (t for part in PARTS.split(folded(cell.source)) for t in diagrams.cell_sources(part))
+            parts = [new_markdown_cell(text) for text in texts]
             task = next((part for part in reversed(parts) if TASK.match(part.source)), task)
             cells += parts
         elif cell.cell_type == "code" and not target:
@@ -236,6 +237,11 @@ def _notebooks(source: Path, chapters: Path, solutions: Path, wanted: str | None
     yield chapters / "table.json", as_json(table(source))
 
 
+def _drawings():
+    """(file, its text as it should be) for every diagram."""
+    return [(diagrams.FOLDER / name, text) for name, text in diagrams.files().items()]
+
+
 def read_notebook(path: Path) -> nbformat.NotebookNode:
     """Read a notebook file.
 
@@ -254,7 +260,8 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
 def build(source=SOURCE, chapters=CHAPTERS, solutions=SOLUTIONS, wanted: str | None = None) -> list[Path]:
     """Write every notebook whose text differs; returns those written."""
     written = []
-    for file, text in list(_notebooks(source, chapters, solutions, wanted)):
+    drawings = _drawings() if source == SOURCE else []
+    for file, text in [*drawings, *_notebooks(source, chapters, solutions, wanted)]:
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             write_whole(file, text)
             written.append(file)
@@ -273,6 +280,10 @@ def drift(source=SOURCE, chapters=CHAPTERS, solutions=SOLUTIONS) -> list[str]:
             said.append(f"{name} differs from its source: run `make notebooks`, then `make execute`.")
     if source == SOURCE and readme_with_table(README, source) != README.read_text(encoding="utf-8"):
         said.append("The README's table of chapters differs from the sources: run `make notebooks`.")
+    drawings = dict(_drawings()) if source == SOURCE else {}
+    for file in sorted({*drawings, *diagrams.FOLDER.glob("*")} if drawings else ()):
+        if not file.exists() or file.read_text(encoding="utf-8") != drawings.get(file):
+            said.append(f"docs/diagrams/{file.name} is not as utils/workbook/diagrams/ draws it: run `make notebooks`.")
     names = set(chapter_names(source=source))
     for file in [*sorted(chapters.glob("[!.]*.ipynb")), *sorted(solutions.glob("[!.]*.ipynb"))]:
         if file.stem not in names:
