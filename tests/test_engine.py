@@ -1,5 +1,6 @@
 """The check engine: what a learner is told in every kind of trouble."""
 
+import functools
 import os
 import random
 import re
@@ -13,6 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from jaxtyping import Float
+from torch import Tensor
 
 from utils import checks
 from utils.checks import engine, hints, progress
@@ -87,7 +92,7 @@ WRONG = {
 @pytest.mark.parametrize("sentence", WRONG)
 def test_problem_is_named_and_the_solution_returned(sentence, chapter, capsys):
     result, text = told(chapter, WRONG[sentence], capsys)
-    assert result is double
+    assert result.__wrapped__ is double and result(3) == 6
     assert sentence in text
     assert "hint(double)" in text
 
@@ -118,7 +123,7 @@ def test_endless_loop_is_stopped(chapter, capsys, monkeypatch):
                 pass
 
     result, text = told(chapter, answer, capsys)
-    assert result is double
+    assert result.__wrapped__ is double
     assert "did not finish within 0.3 s" in text and "in line" in text
 
 
@@ -134,6 +139,140 @@ def test_solution_itself_counts_as_taken(chapter, capsys):
     assert chapter.check(double) is double
     assert "the workbook's own version" in capsys.readouterr().out
     assert chapter._states == {"double": "taken"}
+
+
+def test_a_wrong_answer_stays_reachable_and_is_checked_again(chapter, capsys):
+    def answer(x):
+        return 3 * x
+
+    result, text = told(chapter, answer, capsys)
+    assert "yours: double.mine(*double.failed)" in text
+    assert result.mine is answer and torch.equal(result.mine(*result.failed), torch.tensor([[3.0, 6.0, 9.0]]))
+    again = chapter.check(result)
+    assert "3 of 3 values differ" in capsys.readouterr().out and again.mine is answer
+    assert chapter._states == {"double": "tried"}
+
+
+def test_a_stub_checked_twice_is_not_taken(chapter, capsys):
+    def double(x):
+        raise NotImplementedError
+
+    twice = chapter.check(chapter.check(double))
+    assert capsys.readouterr().out.count("not written yet") == 2 and twice.mine is double
+    assert chapter._states == {"double": "open"}
+
+
+def test_a_stand_in_of_a_class_is_one_of_it(capsys):
+    class Counter:
+        def one(self):
+            return 1
+
+    chapter = Chapter(types.SimpleNamespace(__name__="utils.sample"))
+    exercise = chapter.exercise(Counter, use=lambda cls: cls().one())
+    solution = exercise.solution
+
+    class Counter:
+        def one(self):
+            return 2
+
+    stand_in = chapter.check(Counter)
+    assert issubclass(stand_in, solution) and stand_in().one() == 1 and stand_in.mine is Counter
+    assert "yours: Counter.mine" in capsys.readouterr().out
+    assert chapter.check(stand_in).mine is Counter
+
+
+ANONYMOUS = {"a lambda": lambda x: x + x, "a partial": functools.partial(lambda two, x: two * x, 2)}
+
+
+@pytest.mark.parametrize("what", ANONYMOUS)
+def test_an_answer_without_a_name_is_found_by_what_it_is_bound_to(what, chapter, capsys):
+    names = {"double": ANONYMOUS[what], "chapter": chapter}
+    exec("result = chapter.check(double)", names)
+    assert names["result"] is ANONYMOUS[what] and "✓ double: right." in capsys.readouterr().out
+
+
+LOST_NAME = """
+def loud(f):
+    def inner(x):
+        return f(x)
+    return inner
+
+@loud
+def double(x):
+    return x + x
+
+chapter.check(double)
+"""
+
+
+def test_a_decorated_answer_whose_name_is_lost_is_found(chapter, capsys):
+    exec(LOST_NAME, {"chapter": chapter})
+    assert "✓ double: right." in capsys.readouterr().out
+
+
+OF_THE_NOTEBOOK = """
+import torch
+
+n = 3
+def double(x):
+    return x[:, : n - 1] * torch.tensor([2.0])
+
+chapter.check(double)
+"""
+
+
+def test_the_notebooks_values_in_an_answer_are_named(chapter, capsys):
+    exec(OF_THE_NOTEBOOK, {"chapter": chapter, "__name__": "__main__"})
+    assert "uses the notebook's `n`: in a check it comes with the arguments" in capsys.readouterr().out
+
+
+def test_input_and_results_are_shown_whole_where_they_are_small(chapter, capsys):
+    text = told(chapter, lambda x: 3 * x, capsys)[1]
+    assert "on the input: x = [[1.0, 2.0, 3.0]]" in text
+    assert "yours gives [[3.0, 6.0, 9.0]], expected [[2.0, 4.0, 6.0]]" in text
+
+
+def test_dimensions_are_named_where_the_annotation_names_them():
+    def square(x) -> Float[Tensor, "row column"]:
+        return x
+
+    exercise = engine.Exercise(square)
+    exercise.cases(lambda: [(torch.zeros(2, 3),)])
+    assert exercise.verdict(lambda x: x.mT).says == "returned shape [3, 2], expected [2, 3] (row column)"
+
+
+def test_strings_are_shown_as_they_are():
+    assert difference("a  b", "a b") == "got 'a  b', expected 'a b'"
+
+
+def test_compare_waits_for_the_learners_own(chapter, capsys):
+    def answer(x):
+        return x + x
+
+    chapter.compare("double")
+    assert "First yours" in capsys.readouterr().out
+    told(chapter, answer, capsys)
+    chapter.compare(answer)
+    text = capsys.readouterr().out
+    assert text.index("return x + x") < text.index("The workbook's") < text.index("return 2 * x")
+
+
+def test_an_exercise_that_was_not_run_is_named():
+    lines = [
+        "from utils.checks.tokenization import check, hint",
+        "hint('merge_pair')",
+        "merge_pair = check(merge_pair)",
+    ]
+    shell = InteractiveShell.instance()
+    try:
+        engine._explain_missing_names()
+        with capture_output() as said:
+            ran = [shell.run_cell(line).success for line in [*lines, "hint(merge_pair)", "something_else"]]
+    finally:
+        InteractiveShell.clear_instance()
+    assert ran == [True, True, False, False, False]
+    assert said.stdout.count("merge_pair is not there yet: run its exercise's cell first") == 2
+    assert "name 'something_else' is not defined" in said.stdout
 
 
 def test_unknown_name_and_no_function(chapter, capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence, Set
 from numbers import Number
 
@@ -46,7 +47,7 @@ def short(value, limit: int = 70) -> str:
         return f"tensor of shape {list(value.shape)}"
     if isinstance(value, float):
         return f"{value:.5g}"
-    text = " ".join(repr(value.tolist() if isinstance(value, np.ndarray) else value).split())
+    text = re.sub(r"\n\s*", " ", repr(value.tolist() if isinstance(value, np.ndarray) else value))
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -33,7 +33,7 @@ import functools
 import importlib
 import inspect
 import itertools
-import linecache
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -44,6 +44,18 @@ from IPython import get_ipython
 from IPython.display import Markdown, display
 
 from utils.checks import guards, progress
+from utils.checks.answers import (
+    answer_behind,
+    code_files,
+    describe,
+    frame_name,
+    is_stub,
+    line_of,
+    notebook_values,
+    source_of,
+    stand_in,
+    with_names,
+)
 from utils.checks.compare import difference, short
 from utils.checks.guards import tensors_in
 from utils.checks.hints import read_hints, read_table
@@ -70,11 +82,12 @@ class Outcome:
 @dataclass
 class Verdict:
     """`state` is "solved", "unwritten", "wrong" or "broken" (the check itself); `says` is the sentence to print,
-    `detail` up to two more lines."""
+    `detail` up to three more lines; `failed` the arguments at which a result is wrong."""
 
     state: str
     says: str
     detail: list[str]
+    failed: tuple | None = None
 
 
 class Exercise:
@@ -110,6 +123,7 @@ class Exercise:
         self.in_place, self.without, self._plain = in_place or {}, without or {}, same is None
         self.solution, self.name = solution, solution.__name__
         self.target = f"{solution.__module__}.{self.name}"
+        self.direct = use is None  # a case holds the answer's own arguments
         self.use = use or (lambda fn, *args: fn(*args))
         self.same = same or (lambda got, want, *args: difference(got, want, rtol, atol))
         self.mistakes: dict[str, Callable] = {}
@@ -162,13 +176,13 @@ class Exercise:
         Args:
             brief: stop at the first thing that is wrong, and name no mistake.
         """
-        where = _code_files(fn)
+        where = code_files(fn)
         with guards.kernel_kept(), printed(PRINTED) as streams:
             try:
                 return interruptible(_Judge(self, fn, where, streams, brief).verdict)
             except TookTooLong as error:
                 says = f"did not finish within {SECONDS} s: is there a loop that never ends?"
-                return Verdict("wrong", says, _line_of(error, where))
+                return Verdict("wrong", says, line_of(error, where))
 
     def prepared(self) -> list[tuple]:
         """The cases; where shared models were spoilt, built anew.
@@ -183,7 +197,7 @@ class Exercise:
         try:
             return list(self._cases())
         except Exception as error:
-            raise NotPrepared(_describe(error)) from error
+            raise NotPrepared(describe(error)) from error
 
     def _watch(self, seed: int | None = None) -> guards.Watch:
         return guards.Watch(self.solution, self.in_place, seed)
@@ -208,16 +222,14 @@ class Exercise:
         if want.error is not None:
             expected = type(want.error)
             if got.error is None:
-                return f"accepted this input, but should raise {_describe(want.error)}"
-            return (
-                None if isinstance(got.error, expected) else f"raised {_describe(got.error)}, not {expected.__name__}"
-            )
+                return f"accepted this input, but should raise {describe(want.error)}"
+            return None if isinstance(got.error, expected) else f"raised {describe(got.error)}, not {expected.__name__}"
         if got.error is not None:
-            return f"raised {_describe(got.error)}"
+            return f"raised {describe(got.error)}"
         try:
             return self.same(got.value, want.value, *args)
         except Exception as error:
-            return f"returned something that can't be compared ({_describe(error)})"
+            return f"returned something that can't be compared ({describe(error)})"
 
     def gradients(self, fn: Callable, args: tuple):
         """The gradients of a projection of the result, None where it carries none, or in words what was raised; and
@@ -241,7 +253,7 @@ class Exercise:
         except (TookTooLong, Interrupted):
             raise
         except BaseException as error:
-            return f"raised {_describe(error)}", inputs
+            return f"raised {describe(error)}", inputs
         finally:
             for (_, t), before in zip(inputs, needed, strict=True):
                 t.requires_grad_(before)
@@ -261,7 +273,7 @@ class Exercise:
         except (TookTooLong, Interrupted):
             raise
         except BaseException as error:
-            why = f"there it raised {_describe(error)}"
+            why = f"there it raised {describe(error)}"
         return why, watch.left
 
 
@@ -310,8 +322,8 @@ class _Judge:
         gots = []
         for args, want in zip(cases, wants, strict=True):
             got = self._run(args)
-            if not isinstance(want.error, NotImplementedError) and _is_stub(got.error, self.where):
-                method = _frame_name(got.error, self.where)
+            if not isinstance(want.error, NotImplementedError) and is_stub(got.error, self.where):
+                method = frame_name(got.error, self.where)
                 part = "" if method in (None, exercise.name) else f" (`{method}`)"
                 return Verdict("unwritten", f"not written yet{part}", [])
             gots.append(got)
@@ -323,18 +335,32 @@ class _Judge:
         if any(said):
             # What a refused input shows least of all is how the answer computes.
             first = min((i for i, s in enumerate(said) if s), key=lambda i: wants[i].error is not None)
+            found = functools.partial(Verdict, "wrong", failed=cases[first] if exercise.direct else None)
+            detail = notebook_values(self.fn, exercise.solution)
             if named := self._named(gots, wants, cases, first):
-                return Verdict("wrong", named, self.left[:1])
-            detail = _line_of(gots[first].error, self.where) or [f"on the input: {_inputs(cases[first])}"]
+                return found(named, [*detail, *self.left[:1]])
+            detail += line_of(gots[first].error, self.where) or self._shown(cases[first], gots[first], wants[first])
             if gots[first].error is None and (law := self._broken_law()):
-                return Verdict("wrong", law[0], [said[first], *detail])
-            return Verdict("wrong", said[first], [*detail, *self.left[:1]])
+                return found(law[0], [said[first], *detail])
+            return found(with_names(said[first], exercise.solution), [*detail, *self.left[:1]])
         if law := self._broken_law():
             return Verdict("wrong", law[0], [*law[1:], *self.left[:1]])
         left = [] if "clean" in exercise.without else self.left[:1]
         if said := left or self._asked_of_all(cases, wants, gots):
             return Verdict("wrong", said[0], [])
         return Verdict("solved", "right", [])
+
+    def _shown(self, args: tuple, got: Outcome, want: Outcome) -> list[str]:
+        """The input with its parameters' names and, where they are small, both results whole."""
+        names = [*guards.parameters_of(self.exercise.solution)] if self.exercise.direct else []
+        shown = [short(a, 60) for a in args]
+        given = [" = ".join(filter(None, pair)) for pair in itertools.zip_longest(names[: len(args)], shown)]
+        lines = [f"on the input: {', '.join(given) or 'none'}"]
+        if got.error is None and want.error is None:
+            both = [self._limited(short, outcome.value, 100) for outcome in (got, want)]
+            if both[0] != both[1] and not any(text.endswith("…") or "tensor of shape" in text for text in both):
+                lines.append(f"yours gives {both[0]}, expected {both[1]}")
+        return lines
 
     def _named(self, gots, wants, cases, first: int) -> str | None:
         """The mistake whose outcomes equal the learner's everywhere (where the input is not refused), or else, with
@@ -502,6 +528,8 @@ class Chapter:
         self.modules = [module.__name__ for module in modules]
         self.name, *self._further = (name.rsplit(".", 1)[-1] for name in self.modules)
         self._exercises: dict[str, Exercise] = {}
+        _chapters.append(self)
+        _explain_missing_names()
         self._states: dict[str, str] = {}
         self._hints_given: dict[str, int] = {}
 
@@ -520,18 +548,21 @@ class Chapter:
     def check(self, fn: Callable = WHOLE_CHAPTER) -> Callable | None:
         """Print whether `fn` is right, and what is wrong with it otherwise; record the progress.
 
-        Returns `fn` where it is right, else the workbook's own version, so that the notebook's later cells work.
-        `check()` shows what is open in the chapter, each with a link to its cell.
+        Returns `fn` where it is right, else a stand-in for it: the workbook's own version, so that the notebook's
+        later cells work, with `fn` as its `mine` and the arguments at which `fn` is wrong as its `failed`. A stand-in
+        that is checked again means its `mine`. `check()` shows what is open in the chapter, each with a link to its
+        cell.
         """
         if fn is WHOLE_CHAPTER:
             return self._show_what_is_open()
-        exercise = self._find(fn)
+        exercise = self._find(fn, sys._getframe(1).f_globals)
         if exercise is None:
             return fn
         if fn is exercise.solution:
             self._record(exercise.name, "taken")
             _say(YELLOW, "○", exercise.name, "this is the workbook's own version.", [], self._count())
             return fn
+        fn = answer_behind(fn)
         verdict = exercise.verdict(fn)
         if verdict.state == "broken":
             _say(YELLOW, "○", exercise.name, verdict.says + ".", [], "Until then the notebook goes on as it is.")
@@ -540,19 +571,36 @@ class Chapter:
             self._record(exercise.name, "solved")
             _say(GREEN, "✓", exercise.name, "right.", [], self._count())
             return fn
-        self._record(exercise.name, "tried" if verdict.state == "wrong" else "open")
-        goes_on = "Until then the notebook goes on with the workbook's version."
+        name = exercise.name
+        self._record(name, "tried" if verdict.state == "wrong" else "open")
+        goes_on = "Until then the notebook goes on with the workbook's version"
         if verdict.state == "unwritten":
-            next_step = f"Write it in the cell above, or ask for hint({exercise.name}). {goes_on}"
-            _say(YELLOW, "○", exercise.name, verdict.says + ".", [], next_step)
+            next_step = f"Write it in the cell above, or ask for hint({name}). {goes_on}."
+            _say(YELLOW, "○", name, verdict.says + ".", [], next_step)
         else:
-            next_step = f"Change the cell above and run both again, or ask for hint({exercise.name}). {goes_on}"
-            _say(RED, "✗", exercise.name, verdict.says, verdict.detail, next_step)
-        return exercise.solution
+            yours = f"{name}.mine" if verdict.failed is None else f"{name}.mine(*{name}.failed)"
+            next_step = f"Change the cell above and run both again, or ask for hint({name}). {goes_on}; yours: {yours}"
+            _say(RED, "✗", name, verdict.says, verdict.detail, next_step)
+        return stand_in(exercise.solution, fn, verdict.failed)
+
+    def compare(self, fn: Callable | str) -> None:
+        """Show the workbook's version of an exercise beside the learner's, once that is right or given up."""
+        exercise = self._find(fn, sys._getframe(1).f_globals)
+        if exercise is None:
+            return
+        name = exercise.name
+        if {**self._states, **self._recorded()}.get(name) not in ("solved", "taken"):
+            print(f"First yours: compare({name}) shows the workbook's version once {name} is ✓. hint({name}) helps.")
+            return
+        parts = {"Yours": source_of(answer_behind(fn)), "The workbook's": inspect.getsource(exercise.solution)}
+        if fn is exercise.solution or isinstance(fn, str):
+            del parts["Yours"]
+        blocks = [f"**{title}**\n\n```python\n{text.rstrip()}\n```" for title, text in parts.items() if text]
+        _show_markdown("\n\n".join(blocks))
 
     def hint(self, fn: Callable | str) -> None:
         """Show the next hint for an exercise; after the last one, how to take the solution."""
-        exercise = self._find(fn)
+        exercise = self._find(fn, sys._getframe(1).f_globals)
         if exercise is None:
             return
         hints = read_hints(exercise.target)
@@ -582,8 +630,13 @@ class Chapter:
         else:
             print(f"{GREEN}✓ Nothing is open: {count}{OFF}")
 
-    def _find(self, fn) -> Exercise | None:
+    def _find(self, fn, names: Mapping[str, object]) -> Exercise | None:
+        """The exercise of this name; a lambda, a partial or a decorator's inner function by what it is bound to
+        among `names`."""
         name = fn if isinstance(fn, str) else getattr(fn, "__name__", None)
+        bound = [key for key, value in names.items() if value is fn and key in self.exercises]
+        if len(bound) == 1:
+            return self.exercises[bound[0]]
         if name in self.exercises:
             return self.exercises[name]
         what = f"{name!r}" if name else f"{short(fn, 30)}, which is no function"
@@ -598,11 +651,29 @@ class Chapter:
             progress.record(self.name, name, state)
 
     def _count(self) -> str:
-        # What earlier sittings solved counts too.
-        if progress.work_folder():
-            self._states = {**self._states, **progress.load().get(self.name, {})}
+        self._states |= self._recorded()
         solved = sum(self._states.get(name) == "solved" for name in self.exercises)
         return f"{solved} of {len(self.exercises)} in this chapter."
+
+    def _recorded(self) -> dict[str, str]:
+        """What earlier sittings solved counts too."""
+        return progress.load().get(self.name, {}) if progress.work_folder() else {}
+
+
+_chapters: list[Chapter] = []
+
+
+def _explain_missing_names() -> None:
+    """In a notebook, the NameError of an exercise that was not run yet says so, in place of a traceback."""
+
+    def explain(shell, kind, error, trace, tb_offset=None):
+        if any(error.name in chapter.exercises for chapter in _chapters):
+            said = f"{error.name} is not there yet: run its exercise's cell first, then this one."
+            error._render_traceback_ = lambda: [f"{RED}✗ {said}{OFF}"]
+        shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+
+    if get_ipython() is not None:
+        get_ipython().set_custom_exc((NameError,), explain)
 
 
 def _models_in(args: tuple) -> dict[int, object]:
@@ -621,62 +692,3 @@ def _show_markdown(text: str) -> None:
         print(text)
     else:
         display(Markdown(text))
-
-
-def _describe(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    text = text if len(text) <= 120 else text[:119] + "…"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _inputs(args: tuple) -> str:
-    return ", ".join(short(a, 50) for a in args) or "none"
-
-
-def _code_files(fn: Callable) -> set[str]:
-    """The files (for a notebook: the cells) that hold the learner's code, below decorators and partial."""
-    found, todo = set(), list(vars(fn).values()) if isinstance(fn, type) else [fn]
-    for f in todo:
-        if isinstance(f, staticmethod | classmethod | functools.partial):
-            todo.append(getattr(f, "__func__", None) or f.func)
-        elif hasattr(f, "__wrapped__"):
-            todo.append(f.__wrapped__)
-        elif isinstance(f, property):
-            todo.append(f.fget)
-        elif hasattr(f, "__code__"):
-            found.add(f.__code__.co_filename)
-        elif callable(f) and inspect.isfunction(call := type(f).__call__):
-            todo.append(call)
-    return found
-
-
-def _is_stub(error: BaseException | None, files: set[str]) -> bool:
-    """Whether this is the stub's own `raise NotImplementedError`; a library's says what is not implemented."""
-    if type(error) is not NotImplementedError or error.args:
-        return False
-    tb = error.__traceback__
-    while tb.tb_next:
-        tb = tb.tb_next
-    return not files or tb.tb_frame.f_code.co_filename in files
-
-
-def _learner_frames(error: BaseException | None, files: set[str]):
-    tb = error.__traceback__ if error else None
-    while tb:
-        if tb.tb_frame.f_code.co_filename in files:
-            yield tb
-        tb = tb.tb_next
-
-
-def _line_of(error: BaseException | None, files: set[str]) -> list[str]:
-    frames = list(_learner_frames(error, files))
-    if not frames:
-        return []
-    tb = frames[-1]
-    source = linecache.getline(tb.tb_frame.f_code.co_filename, tb.tb_lineno).strip()
-    return [f"in line {tb.tb_lineno} of the cell: {source}"]
-
-
-def _frame_name(error: BaseException, files: set[str]) -> str | None:
-    frames = list(_learner_frames(error, files))
-    return frames[-1].tb_frame.f_code.co_name if frames else None
