@@ -5,6 +5,7 @@ Run by `make bench`, on one thread, so that the figures do not depend on how man
 
 import sys
 import time
+from functools import partial
 
 import torch
 
@@ -12,8 +13,7 @@ from utils.induction import (
     generate_repeated_tokens,
     get_ablation_scores,
     get_ablation_scores_batched,
-    head_mean_ablation_hook,
-    head_zero_ablation_hook,
+    head_ablation_hook,
 )
 from utils.models import load
 from utils.runtime import device, seed_everything
@@ -42,7 +42,7 @@ def main() -> None:
     for batch in (1, 8):
         seed_everything(0)
         tokens = generate_repeated_tokens(model, SEQ_LEN, batch)
-        hook = head_mean_ablation_hook if batch > 1 else head_zero_ablation_hook
+        hook = partial(head_ablation_hook, kind="mean" if batch > 1 else "zero")
         loop = get_ablation_scores(model, tokens, hook)
         batched = get_ablation_scores_batched(model, tokens, hook)
         gap = (loop - batched).abs().max().item()

@@ -43,7 +43,7 @@ def test_composition_is_found_and_the_path_is_causal(built, passage):
     assert ind.best_head(scores.nan_to_num()) == (PREVIOUS[1], INDUCTION[1])
     _, cache = built.run_with_cache(passage[0], remove_batch_dim=True)
     components = com.decompose_qk_input(cache)
-    q, k = (decompose(components, INDUCTION, built) for decompose in (com.decompose_q, com.decompose_k))
+    q, k = com.decompose_qk(components, INDUCTION, built)
     stds = com.attn_score_stds(com.decompose_attn_scores(q, k, built))
     assert divmod(int(stds.argmax()), stds.shape[1]) == (0, 2)  # the embedding with head 0.1
     _, cut = com.run_with_path_ablated(built, passage, PREVIOUS, INDUCTION, "k")
@@ -76,7 +76,7 @@ def test_every_method_runs_on_another_model_of_the_same_format():
     for receiver in ((1, 4), (2, 3)):
         components = com.decompose_qk_input(one_cache, receiver[0])
         assert len(components) == 2 + receiver[0] * n_heads
-        q, k = (decompose(components, receiver, model) for decompose in (com.decompose_q, com.decompose_k))
+        q, k = com.decompose_qk(components, receiver, model)
         total = com.decompose_attn_scores(q, k, model).sum((0, 1))
         cached = one_cache["attn_scores", receiver[0]][receiver[1]]
         assert torch.allclose(total[cached.isfinite()], cached[cached.isfinite()], rtol=1e-3, atol=1e-2)
@@ -97,8 +97,7 @@ def test_a_head_out_of_range_is_named(head):
     calls = [
         lambda: com.full_OV_circuit(model, [(1, 1), head]),
         lambda: com.pos_by_pos_pattern(model, head),
-        lambda: com.decompose_q(torch.zeros(5, 7, 10), head, model),
-        lambda: com.decompose_k(torch.zeros(5, 7, 10), head, model),
+        lambda: com.decompose_qk(torch.zeros(5, 7, 10), head, model),
         lambda: com.find_K_comp_full_circuit(model, head, (1, 1)),
         lambda: com.run_with_path_ablated(model, repeated(2), (0, 0), head),
     ]
@@ -113,7 +112,7 @@ def test_what_comes_from_another_model_is_refused():
     with pytest.raises(ValueError, match="batch"):
         com.decompose_qk_input(batch)
     with pytest.raises(ValueError, match="another model"):
-        com.decompose_q(torch.zeros(5, 7, 12), (1, 1), model)
+        com.decompose_qk(torch.zeros(5, 7, 12), (1, 1), model)
     with pytest.raises(ValueError, match="another model"):
         com.decompose_attn_scores(torch.zeros(5, 7, 6), torch.zeros(5, 7, 6), model)
     with pytest.raises(ValueError, match="no path"):

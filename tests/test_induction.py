@@ -1,5 +1,7 @@
 """Chapter 05: the methods find a circuit that was built by hand and fit any model of the format."""
 
+from functools import partial
+
 import pytest
 import torch
 from built_models import INDUCTION, PREVIOUS, induction_circuit, passages
@@ -7,6 +9,8 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from utils import induction as ind
 from utils.checks.models import new_model, random_tokens, repeated, small_attn
+
+MEAN = partial(ind.head_ablation_hook, kind="mean")
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +31,7 @@ def passage() -> torch.Tensor:
 
 def test_the_built_circuit_is_found_by_its_attention(built, passage):
     _, cache = built.run_with_cache(passage)
-    previous, induction = ind.prev_attn_detector(cache), ind.induction_attn_detector(cache)
+    previous, induction = ind.attention_detectors(cache)["previous"], ind.induction_attn_detector(cache)
     assert ind.best_head(previous) == PREVIOUS and previous[PREVIOUS] > 0.99
     assert ind.heads_above(induction, 0.4) == [INDUCTION] and induction[INDUCTION] > 0.99
     scores = torch.zeros(2, 2)
@@ -38,9 +42,10 @@ def test_the_built_circuit_is_found_by_its_attention(built, passage):
 
 def test_heads_that_do_nothing_attend_evenly(built, passage):
     _, cache = built.run_with_cache(passage)
-    for detector in (ind.current_attn_detector, ind.first_attn_detector):
+    scores = ind.attention_detectors(cache)
+    for kind in ("current", "first"):
         expected = torch.tensor([1 / (query + 1) for query in range(1, 23)]).mean()
-        assert torch.isclose(detector(cache)[0, 0], expected, atol=1e-5)
+        assert torch.isclose(scores[kind][0, 0], expected, atol=1e-5)
 
 
 def test_attribution_sees_the_induction_head_only(built, passage):
@@ -53,7 +58,7 @@ def test_attribution_sees_the_induction_head_only(built, passage):
 
 
 def test_ablation_needs_both_heads(built, passage):
-    for hook in (ind.head_zero_ablation_hook, ind.head_mean_ablation_hook, ind.head_resample_ablation_hook):
+    for hook in (partial(ind.head_ablation_hook, kind=kind) for kind in ("zero", "mean", "resample")):
         scores = ind.get_ablation_scores(built, passage, hook)
         assert scores[PREVIOUS] > 2 and scores[INDUCTION] > 2
         assert scores[0, 0].abs() < 1e-5 and scores[1, 1].abs() < 1e-5
@@ -65,7 +70,7 @@ def test_the_fast_sweep_also_fits_models_with_mlps_and_layernorm():
         n_layers=3, n_heads=3, d_head=4, d_model=10, d_vocab=19, n_ctx=29, d_mlp=21, act_fn="gelu", device="cpu", seed=1
     )
     model, tokens = new_model(cfg), repeated(4)
-    for hook in (ind.head_zero_ablation_hook, ind.head_mean_ablation_hook):
+    for hook in (ind.head_ablation_hook, MEAN):
         loop = ind.get_ablation_scores(model, tokens, hook)
         for heads_per_pass in (1, 2, 3):
             batched = ind.get_ablation_scores_batched(model, tokens, hook, heads_per_pass)
@@ -93,18 +98,11 @@ def test_every_method_runs_on_another_model_of_the_same_format():
     torch.manual_seed(0)
     tokens, logits, cache = ind.run_and_cache_model_repeated_tokens(model, 9, 4)
     assert logits.shape == (4, 19, 19) and ind.get_log_probs(logits, tokens).shape == (4, 18)
-    for detector in (
-        ind.current_attn_detector,
-        ind.prev_attn_detector,
-        ind.first_attn_detector,
-        ind.induction_attn_detector,
-    ):
-        assert detector(cache).shape == (n_layers, n_heads)
+    for found in (*ind.attention_detectors(cache).values(), ind.induction_attn_detector(cache)):
+        assert found.shape == (n_layers, n_heads)
     assert ind.heads_above(ind.induction_attn_detector(cache), 0.6) == []
-    scores = ind.get_ablation_scores(model, tokens, ind.head_mean_ablation_hook)
-    assert torch.allclose(
-        ind.get_ablation_scores_batched(model, tokens, ind.head_mean_ablation_hook), scores, atol=1e-5
-    )
+    scores = ind.get_ablation_scores(model, tokens, MEAN)
+    assert torch.allclose(ind.get_ablation_scores_batched(model, tokens, MEAN), scores, atol=1e-5)
 
     one = tokens[0]
     one_logits, one_cache = model.run_with_cache(one, remove_batch_dim=True)
@@ -149,7 +147,9 @@ def test_what_comes_from_another_model_is_refused():
             torch.zeros(7, 9), torch.zeros(7, 3, 9), torch.zeros(7, 3, 9), other.W_U, torch.zeros(7, dtype=torch.long)
         )
     with pytest.raises(ValueError, match="one sequence"):
-        ind.head_mean_ablation_hook(torch.zeros(1, 5, 3, 4), None, 1)
+        MEAN(torch.zeros(1, 5, 3, 4), None, 1)
+    with pytest.raises(ValueError, match="choose 'zero'"):
+        ind.head_ablation_hook(torch.zeros(2, 5, 3, 4), None, 1, "median")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

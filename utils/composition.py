@@ -145,12 +145,14 @@ def decompose_qk_input(
     return torch.cat([cache["embed"][None], *heads, cache["pos_embed"][None]])
 
 
-def decompose_q(
+def decompose_qk(
     decomposed_qk_input: Float[Tensor, "component seq d_model"],
     ind_head_index: Head,
     model: HookedTransformer,
-) -> Float[Tensor, "component seq d_head"]:
-    """The part of a head's queries that comes from each component.
+) -> tuple[
+    Float[Tensor, "component seq d_head"], Float[Tensor, "component seq d_head"]
+]:
+    """The parts of a head's queries, and of its keys, that come from each component.
 
     Raises:
         ValueError: the model has no such head, or its residual stream has another
@@ -162,36 +164,13 @@ def decompose_q(
             f"the components are not {model.cfg.d_model} wide: they come from another "
             "model"
         )
-    W_Q = model.W_Q[ind_head_index]
-    return einops.einsum(
-        decomposed_qk_input,
-        W_Q,
-        "component seq d_model, d_model d_head -> component seq d_head",
-    )
-
-
-def decompose_k(
-    decomposed_qk_input: Float[Tensor, "component seq d_model"],
-    ind_head_index: Head,
-    model: HookedTransformer,
-) -> Float[Tensor, "component seq d_head"]:
-    """The part of a head's keys that comes from each component.
-
-    Raises:
-        ValueError: the model has no such head, or its residual stream has another
-            width.
-    """
-    require_head(model, ind_head_index)
-    if decomposed_qk_input.shape[-1] != model.cfg.d_model:
-        raise ValueError(
-            f"the components are not {model.cfg.d_model} wide: they come from another "
-            "model"
+    return tuple(
+        einops.einsum(
+            decomposed_qk_input,
+            weights[ind_head_index],
+            "component seq d_model, d_model d_head -> component seq d_head",
         )
-    W_K = model.W_K[ind_head_index]
-    return einops.einsum(
-        decomposed_qk_input,
-        W_K,
-        "component seq d_model, d_model d_head -> component seq d_head",
+        for weights in (model.W_Q, model.W_K)
     )
 
 

@@ -149,41 +149,28 @@ def get_log_probs(
 # ---------------------------------------------------------------- attention
 
 
-def current_attn_detector(cache: ActivationCache) -> Float[Tensor, "layer head"]:
-    """How much each head attends to the token itself: the mean over batch and queries,
+def attention_detectors(
+    cache: ActivationCache,
+) -> dict[str, Float[Tensor, "layer head"]]:
+    """How much each head attends to three kinds of keys: means over batch and queries,
     0 to 1.
 
-    Query 0 is left out: BOS sees nothing but itself.
+    Returns:
+        "current": to the token itself. "previous": to the token before. "first": to the
+        first token, BOS. Query 0 is left out of "current" and "first", since BOS sees
+        nothing but itself; "previous" begins with query 1 anyway.
     """
-    scores = []
+    scores = {"current": [], "previous": [], "first": []}
     for layer in range(cache.model.cfg.n_layers):
-        to_itself = cache["pattern", layer].diagonal(dim1=-2, dim2=-1)[..., 1:]
-        scores.append(to_itself.mean(dim=(0, -1)))
-    return torch.stack(scores)
-
-
-def prev_attn_detector(cache: ActivationCache) -> Float[Tensor, "layer head"]:
-    """How much each head attends to the token before: the mean over batch and queries
-    (from 1 on), 0 to 1.
-    """
-    scores = []
-    for layer in range(cache.model.cfg.n_layers):
-        to_previous = cache["pattern", layer].diagonal(offset=-1, dim1=-2, dim2=-1)
-        scores.append(to_previous.mean(dim=(0, -1)))
-    return torch.stack(scores)
-
-
-def first_attn_detector(cache: ActivationCache) -> Float[Tensor, "layer head"]:
-    """How much each head attends to the first token, BOS: the mean over batch and
-    queries, 0 to 1.
-
-    Query 0 is left out: BOS sees nothing but itself.
-    """
-    scores = []
-    for layer in range(cache.model.cfg.n_layers):
-        to_first = cache["pattern", layer][:, :, 1:, 0]
-        scores.append(to_first.mean(dim=(0, -1)))
-    return torch.stack(scores)
+        pattern = cache["pattern", layer]
+        stripes = {
+            "current": pattern.diagonal(dim1=-2, dim2=-1)[..., 1:],
+            "previous": pattern.diagonal(offset=-1, dim1=-2, dim2=-1),
+            "first": pattern[:, :, 1:, 0],
+        }
+        for kind, stripe in stripes.items():
+            scores[kind].append(stripe.mean(dim=(0, -1)))
+    return {kind: torch.stack(rows) for kind, rows in scores.items()}
 
 
 def induction_attn_detector(cache: ActivationCache) -> Float[Tensor, "layer head"]:
@@ -310,57 +297,44 @@ def logit_attribution(
 # ---------------------------------------------------------------- ablation
 
 
-def head_zero_ablation_hook(
+def head_ablation_hook(
     z: Float[Tensor, "batch seq n_heads d_head"],
     hook: HookPoint,
     head_index_to_ablate: int,
+    kind: str = "zero",
 ) -> None:
-    """Set one head's output to zero, in place."""
-    z[:, :, head_index_to_ablate] = 0.0
+    """Replace one head's output, in place; all other heads stay as they are.
 
-
-def head_mean_ablation_hook(
-    z: Float[Tensor, "batch seq n_heads d_head"],
-    hook: HookPoint,
-    head_index_to_ablate: int,
-) -> None:
-    """Replace one head's output by its mean over the batch, at each position, in place.
+    Args:
+        kind: what stands in its place. "zero": nothing. "mean": the mean over the
+            batch, at each position. "resample": the output on another sequence, at each
+            position: sequence `i` gets that of sequence `i - 1`, the first one that of
+            the last.
 
     Raises:
-        ValueError: there is one sequence only, which is its own mean.
+        ValueError: another kind; or one sequence only, which is its own mean and has no
+            other to take from ("zero" needs none).
     """
-    if len(z) < 2:
+    if kind not in ("zero", "mean", "resample"):
+        raise ValueError(f"kind is {kind!r}: choose 'zero', 'mean' or 'resample'")
+    if kind != "zero" and len(z) < 2:
         raise ValueError(
-            "the mean over a batch of one sequence changes nothing: give more sequences"
-        )
-    z[:, :, head_index_to_ablate] = z[:, :, head_index_to_ablate].mean(dim=0)
-
-
-def head_resample_ablation_hook(
-    z: Float[Tensor, "batch seq n_heads d_head"],
-    hook: HookPoint,
-    head_index_to_ablate: int,
-) -> None:
-    """Replace one head's output by what it is on another sequence, at each position, in
-    place.
-
-    Sequence `i` gets the output of sequence `i - 1`, the first one that of the last.
-
-    Raises:
-        ValueError: there is one sequence only, and nothing to take from.
-    """
-    if len(z) < 2:
-        raise ValueError(
-            "resampling within a batch of one sequence changes nothing: give more "
+            f"within a batch of one sequence {kind!r} changes nothing: give more "
             "sequences"
         )
-    z[:, :, head_index_to_ablate] = z[:, :, head_index_to_ablate].roll(1, dims=0)
+    ours = z[:, :, head_index_to_ablate]
+    if kind == "zero":
+        z[:, :, head_index_to_ablate] = 0.0
+    elif kind == "mean":
+        z[:, :, head_index_to_ablate] = ours.mean(dim=0)
+    else:
+        z[:, :, head_index_to_ablate] = ours.roll(1, dims=0)
 
 
 def get_ablation_scores(
     model: HookedTransformer,
     tokens: Int[Tensor, "batch seq"],
-    ablation_function: Callable = head_zero_ablation_hook,
+    ablation_function: Callable = head_ablation_hook,
 ) -> Float[Tensor, "layer head"]:
     """How much the loss rises, in nats, when each head is ablated, one at a time.
 
@@ -398,7 +372,7 @@ def get_ablation_scores(
 def get_ablation_scores_batched(
     model: HookedTransformer,
     tokens: Int[Tensor, "batch seq"],
-    ablation_function: Callable = head_zero_ablation_hook,
+    ablation_function: Callable = head_ablation_hook,
     heads_per_pass: int | None = None,
 ) -> Float[Tensor, "layer head"]:
     """The same numbers as `get_ablation_scores`, in fewer and shorter passes.

@@ -359,60 +359,69 @@ def _(cache, layer=1):
     return torch.stack([*components, cache["pos_embed"]])
 
 
-# ---- decompose_q, decompose_k ----
+# ---- decompose_qk ----
+
+decompose_qk = exercise(com.decompose_qk)
 
 
-def qk_exercise(solution, name, other):
-    made = exercise(solution)
-    right, wrong = f"W_{name}", f"W_{other}"
-
-    @made.cases
-    def _():
-        yield noise(5, 13, 10), (1, 2), small_attn()
-        yield noise(8, 11, 10, seed=1), (2, 0), small_attn(3, 5)
-
-    @made.refused
-    def _():
-        for head in ((2, 0), (0, 3)):
-            yield noise(5, 13, 10), head, small_attn()
-        yield noise(5, 13, 9), (1, 2), small_attn()
-
-    @made.mistake(f"you used {wrong}: this needs {right}")
-    def _(decomposed_qk_input, ind_head_index, model):
-        return decomposed_qk_input @ getattr(model, wrong)[ind_head_index]
-
-    @made.mistake(f"you took the head from layer 0: index {right} by the pair (layer, head)")
-    def _(decomposed_qk_input, ind_head_index, model):
-        return decomposed_qk_input @ getattr(model, right)[0, ind_head_index[1]]
-
-    @made.mistake("you divided by the square root of d_head here: that belongs to the scores")
-    def _(decomposed_qk_input, ind_head_index, model):
-        return decomposed_qk_input @ getattr(model, right)[ind_head_index] / model.cfg.d_head**0.5
-
-    @made.mistake("you added the components up: keep one row for each")
-    def _(decomposed_qk_input, ind_head_index, model):
-        return decomposed_qk_input.sum(0) @ getattr(model, right)[ind_head_index]
-
-    @made.law(f"the parts must add up to the cached {name.lower()}")
-    def _(fn):
-        cache = one_cache(small_attn(), repeated(1)[0])
-        got = fn(com.decompose_qk_input(cache), (1, 2), small_attn())
-        return difference(got.sum(0), cache[name.lower(), 1][:, 2]) is None
-
-    @made.right
-    def _(decomposed_qk_input, ind_head_index, model):
-        ind.require_head(model, ind_head_index)
-        if decomposed_qk_input.shape[-1] != model.cfg.d_model:
-            raise ValueError("of another model")
-        layer, index = ind_head_index
-        weight = getattr(model.blocks[layer].attn, right)[index]
-        return torch.stack([component @ weight for component in decomposed_qk_input])
-
-    return made
+@decompose_qk.cases
+def _():
+    yield noise(5, 13, 10), (1, 2), small_attn()
+    yield noise(8, 11, 10, seed=1), (2, 0), small_attn(3, 5)
 
 
-decompose_q = qk_exercise(com.decompose_q, "Q", "K")
-decompose_k = qk_exercise(com.decompose_k, "K", "Q")
+@decompose_qk.refused
+def _():
+    for head in ((2, 0), (0, 3)):
+        yield noise(5, 13, 10), head, small_attn()
+    yield noise(5, 13, 9), (1, 2), small_attn()
+
+
+@decompose_qk.mistake("you exchanged the two: queries (W_Q) first, then keys (W_K)")
+def _(decomposed_qk_input, ind_head_index, model):
+    return com.decompose_qk(decomposed_qk_input, ind_head_index, model)[::-1]
+
+
+@decompose_qk.mistake("both are queries: the keys need W_K")
+def _(decomposed_qk_input, ind_head_index, model):
+    return (com.decompose_qk(decomposed_qk_input, ind_head_index, model)[0],) * 2
+
+
+@decompose_qk.mistake("both are keys: the queries need W_Q")
+def _(decomposed_qk_input, ind_head_index, model):
+    return (com.decompose_qk(decomposed_qk_input, ind_head_index, model)[1],) * 2
+
+
+@decompose_qk.mistake("you took the head from layer 0: index W_Q and W_K by the pair (layer, head)")
+def _(decomposed_qk_input, ind_head_index, model):
+    return com.decompose_qk(decomposed_qk_input, (0, ind_head_index[1]), model)
+
+
+@decompose_qk.mistake("you divided by the square root of d_head here: that belongs to the scores")
+def _(decomposed_qk_input, ind_head_index, model):
+    return tuple(x / model.cfg.d_head**0.5 for x in com.decompose_qk(decomposed_qk_input, ind_head_index, model))
+
+
+@decompose_qk.mistake("you added the components up: keep one row for each")
+def _(decomposed_qk_input, ind_head_index, model):
+    return tuple(x.sum(0) for x in com.decompose_qk(decomposed_qk_input, ind_head_index, model))
+
+
+@decompose_qk.law("the parts must add up to the cached queries and keys")
+def _(decompose_qk):
+    cache = one_cache(small_attn(), repeated(1)[0])
+    got = decompose_qk(com.decompose_qk_input(cache), (1, 2), small_attn())
+    return all(difference(x.sum(0), cache[name, 1][:, 2]) is None for x, name in zip(got, "qk", strict=True))
+
+
+@decompose_qk.right
+def _(decomposed_qk_input, ind_head_index, model):
+    ind.require_head(model, ind_head_index)
+    if decomposed_qk_input.shape[-1] != model.cfg.d_model:
+        raise ValueError("of another model")
+    layer, index = ind_head_index
+    attn = model.blocks[layer].attn
+    return decomposed_qk_input @ attn.W_Q[index], decomposed_qk_input @ attn.W_K[index]
 
 
 # ---- decompose_attn_scores ----
@@ -466,7 +475,7 @@ def _(decomposed_q, decomposed_k, model):
 def _(decompose_attn_scores):
     model, cache = small_attn(), one_cache(small_attn(), repeated(1)[0])
     components = com.decompose_qk_input(cache)
-    q, k = (f(components, (1, 2), model) for f in (com.decompose_q, com.decompose_k))
+    q, k = com.decompose_qk(components, (1, 2), model)
     scores, want = decompose_attn_scores(q, k, model).sum((0, 1)), cache["attn_scores", 1][2]
     seen = want.isfinite()
     return difference(scores[seen], want[seen]) is None
@@ -730,7 +739,7 @@ def cut_path(model, tokens, sender, receiver, channel="k", all_heads=False, sign
 
 @run_with_path_ablated.mistake("you took the sender out for every reader: only the receiver must not see it")
 def _(model, tokens, sender, receiver, channel="k"):
-    ablate = partial(ind.head_zero_ablation_hook, head_index_to_ablate=sender[1])
+    ablate = partial(ind.head_ablation_hook, head_index_to_ablate=sender[1])
     with model.hooks(fwd_hooks=[(get_act_name("z", sender[0]), ablate)]):
         return model.run_with_cache(tokens)
 

@@ -234,37 +234,94 @@ def detector(solution):
     return made
 
 
-current_attn_detector = detector(ind.current_attn_detector)
+attention_detectors = detector(ind.attention_detectors)
 
 
-@current_attn_detector.mistake("you counted BOS, which can attend to nothing but itself: leave out query 0")
+def but(cache, **wrong):
+    """The right scores, with one or several parts replaced."""
+    return ind.attention_detectors(cache) | wrong
+
+
+def of_layers(cache, score):
+    return torch.stack([score(cache["pattern", l]) for l in range(cache.model.cfg.n_layers)])
+
+
+def to_bos(cache, start=1, dims=(0, -1)):
+    return of_layers(cache, lambda pattern: pattern[:, :, start:, 0].mean(dim=dims))
+
+
+@attention_detectors.mistake("you counted BOS, which sees nothing but itself: leave query 0 out of current and first")
 def _(cache):
-    return on_diagonal(cache, 0)
+    return but(cache, current=on_diagonal(cache, 0), first=to_bos(cache, 0))
 
 
-@current_attn_detector.mistake("you averaged over the whole pattern: take its main diagonal first")
+@attention_detectors.mistake("'current' counts BOS, which can attend to nothing but itself: leave out query 0")
 def _(cache):
-    return torch.stack([cache["pattern", l].mean(dim=(0, 2, 3)) for l in range(cache.model.cfg.n_layers)])
+    return but(cache, current=on_diagonal(cache, 0))
 
 
-@current_attn_detector.mistake("you averaged over the heads: keep the head, average over batch and queries")
+@attention_detectors.mistake("'first' counts BOS, which can attend to nothing but itself: leave out query 0")
 def _(cache):
-    return on_diagonal(cache, 0, 1, dims=(0, 1))
+    return but(cache, first=to_bos(cache, 0))
 
 
-@current_attn_detector.law("a head that attends to nothing but the token itself must score 1")
-def _(current_attn_detector):
-    return (current_attn_detector(ideal_cache(lambda query: query)) > 0.999).all()
-
-
-@current_attn_detector.right
+@attention_detectors.mistake("'previous' has no query 0 to leave out: its diagonal begins at query 1")
 def _(cache):
-    scores = torch.zeros(cache.model.cfg.n_layers, cache.model.cfg.n_heads, device=device())
-    for l in range(len(scores)):
-        for h in range(scores.shape[1]):
-            p = cache["pattern", l][:, h]
-            scores[l, h] = sum(p[:, i, i].mean() for i in range(1, p.shape[-1])) / (p.shape[-1] - 1)
-    return scores
+    return but(cache, previous=on_diagonal(cache, -1, 1))
+
+
+@attention_detectors.mistake("'current' is the mean over the whole pattern: take its main diagonal first")
+def _(cache):
+    return but(cache, current=of_layers(cache, lambda pattern: pattern.mean(dim=(0, 2, 3))))
+
+
+@attention_detectors.mistake("'previous' is the diagonal above: the key before the query lies below, offset=-1")
+def _(cache):
+    return but(cache, previous=on_diagonal(cache, 1))
+
+
+@attention_detectors.mistake("'previous' is the token itself: the token before lies one diagonal lower, offset=-1")
+def _(cache):
+    return but(cache, previous=on_diagonal(cache, 0))
+
+
+@attention_detectors.mistake("the diagonal of 'previous' has one entry less: divide by seq - 1, or take the mean")
+def _(cache):
+    seq = cache["pattern", 0].shape[-1]
+    return but(cache, previous=on_diagonal(cache, -1) * (seq - 1) / seq)
+
+
+@attention_detectors.mistake("'first' is the row of query 0: the first token as a key is the last index, [..., 0]")
+def _(cache):
+    return but(cache, first=of_layers(cache, lambda pattern: pattern[:, :, 0].mean(dim=(0, -1))))
+
+
+@attention_detectors.mistake("you averaged over the heads: keep the head, average over batch and queries")
+def _(cache):
+    heads = (0, 1)
+    return {
+        "current": on_diagonal(cache, 0, 1, dims=heads),
+        "previous": on_diagonal(cache, -1, dims=heads),
+        "first": to_bos(cache, dims=heads),
+    }
+
+
+@attention_detectors.law("a head that attends to nothing but the token itself, before, or the first one must score 1")
+def _(attention_detectors):
+    ideal = {"current": lambda query: query, "previous": lambda query: query - 1, "first": lambda query: 0}
+    return all((attention_detectors(ideal_cache(key_of))[kind] > 0.999).all() for kind, key_of in ideal.items())
+
+
+@attention_detectors.right
+def _(cache):
+    patterns = cache.stack_activation("pattern")
+    queries = torch.arange(1, patterns.shape[-1])
+    stripes = {
+        "first": patterns[..., 1:, 0],
+        "current": patterns[..., queries, queries],
+        "previous": patterns[..., queries, queries - 1],
+    }
+    return {kind: einops.reduce(x, "layer batch head query -> layer head", "mean") for kind, x in stripes.items()}
 
 
 def ideal_cache(key_of):
@@ -275,74 +332,6 @@ def ideal_cache(key_of):
 
     model = small_attn()
     return ActivationCache({get_act_name("pattern", l): pattern for l in range(model.cfg.n_layers)}, model)
-
-
-prev_attn_detector = detector(ind.prev_attn_detector)
-
-
-@prev_attn_detector.mistake("that is the diagonal above: the key before the query lies below, offset=-1")
-def _(cache):
-    return on_diagonal(cache, 1)
-
-
-@prev_attn_detector.mistake("that is the token itself: the token before lies one diagonal lower, offset=-1")
-def _(cache):
-    return on_diagonal(cache, 0)
-
-
-@prev_attn_detector.mistake("you summed over a diagonal that has one entry less: divide by seq - 1, or take the mean")
-def _(cache):
-    seq = cache["pattern", 0].shape[-1]
-    return on_diagonal(cache, -1) * (seq - 1) / seq
-
-
-@prev_attn_detector.mistake("you averaged over the heads: keep the head, average over batch and queries")
-def _(cache):
-    return on_diagonal(cache, -1, dims=(0, 1))
-
-
-@prev_attn_detector.law("a head that attends to nothing but the token before must score 1")
-def _(prev_attn_detector):
-    return (prev_attn_detector(ideal_cache(lambda query: query - 1)) > 0.999).all()
-
-
-@prev_attn_detector.right
-def _(cache):
-    rows = []
-    for l in range(cache.model.cfg.n_layers):
-        p = cache["pattern", l]
-        queries = torch.arange(1, p.shape[-1])
-        rows.append(einops.reduce(p[:, :, queries, queries - 1], "batch head query -> head", "mean"))
-    return torch.stack(rows)
-
-
-first_attn_detector = detector(ind.first_attn_detector)
-
-
-@first_attn_detector.mistake("you counted BOS, which can attend to nothing but itself: leave out query 0")
-def _(cache):
-    return torch.stack([cache["pattern", l][..., 0].mean(dim=(0, -1)) for l in range(cache.model.cfg.n_layers)])
-
-
-@first_attn_detector.mistake("you took the row of query 0: the first token as a key is the last index, [..., 0]")
-def _(cache):
-    return torch.stack([cache["pattern", l][:, :, 0].mean(dim=(0, -1)) for l in range(cache.model.cfg.n_layers)])
-
-
-@first_attn_detector.mistake("you averaged over the heads: keep the head, average over batch and queries")
-def _(cache):
-    return torch.stack([cache["pattern", l][:, :, 1:, 0].mean(dim=(0, 1)) for l in range(cache.model.cfg.n_layers)])
-
-
-@first_attn_detector.law("a head that attends to nothing but BOS must score 1")
-def _(first_attn_detector):
-    return (first_attn_detector(ideal_cache(lambda query: 0)) > 0.999).all()
-
-
-@first_attn_detector.right
-def _(cache):
-    patterns = cache.stack_activation("pattern")[:, :, :, :, 0]
-    return einops.reduce(patterns[..., 1:], "layer batch head query -> layer head", "mean")
 
 
 induction_attn_detector = detector(ind.induction_attn_detector)
@@ -586,151 +575,159 @@ def _(embed, l1_results, l2_results, W_U, tokens):
     return torch.hstack([direct, first, second])
 
 
-# ---- the three ablation hooks ----
+# ---- head_ablation_hook ----
 
 
-def edited(fn, z, hook, head_index_to_ablate):
-    return hooked(fn, z, hook=hook, head_index_to_ablate=head_index_to_ablate)
+def edited(fn, z, hook, head_index_to_ablate, kind="zero"):
+    return hooked(fn, z, hook=hook, head_index_to_ablate=head_index_to_ablate, kind=kind)
 
 
-def z_cases():
-    yield noise(5, 7, 3, 4), hook_point("z", 1), 2
-    yield noise(2, 6, 4, 3, seed=1), hook_point("z", 0), 1
+head_ablation_hook = exercise(ind.head_ablation_hook, use=edited, in_place={"z": "a hook may edit it"})
 
 
-def ablation_exercise(solution):
-    made = exercise(solution, use=edited, in_place={"z": "a hook may edit it"})
-    made.cases(z_cases)
-
-    @made.law("the other heads must stay as they are")
-    def _(fn):
-        z = noise(5, 7, 3, 4)
-        out = edited(fn, z.clone(), hook_point("z", 1), 2)
-        return torch.equal(out[:, :, :2], z[:, :, :2])
-
-    return made
-
-
-head_zero_ablation_hook = ablation_exercise(ind.head_zero_ablation_hook)
-
-
-@head_zero_ablation_hook.mistake("you zeroed a position: dimensions are batch, seq, head, so [:, :, head]")
-def _(z, hook, head_index_to_ablate):
-    z[:, head_index_to_ablate] = 0.0
-
-
-@head_zero_ablation_hook.mistake("nothing has changed: `z = ...` only renames; edit z in place or return the new one")
-def _(z, hook, head_index_to_ablate):
-    z = z.clone()
-    z[:, :, head_index_to_ablate] = 0.0
-
-
-@head_zero_ablation_hook.mistake("you zeroed one number in every head: [..., head] is d_head, [:, :, head] the head")
-def _(z, hook, head_index_to_ablate):
-    z[..., head_index_to_ablate] = 0.0
-
-
-@head_zero_ablation_hook.mistake("you zeroed every head but this one")
-def _(z, hook, head_index_to_ablate):
-    return z * (torch.arange(z.shape[2]) == head_index_to_ablate)[:, None]
-
-
-@head_zero_ablation_hook.right
-def _(z, hook, head_index_to_ablate):
-    keep = torch.ones(z.shape[2], device=z.device)
-    keep[head_index_to_ablate] = 0
-    return z * keep[:, None]
-
-
-head_mean_ablation_hook = ablation_exercise(ind.head_mean_ablation_hook)
-
-
-@head_mean_ablation_hook.refused
+@head_ablation_hook.cases
 def _():
-    yield noise(1, 7, 3, 4), hook_point("z", 1), 2
+    yield noise(5, 7, 3, 4), hook_point("z", 1), 2
+    for kind in ("mean", "resample", "zero"):
+        yield noise(2, 6, 4, 3, seed=1), hook_point("z", 0), 1, kind
+        yield noise(5, 7, 3, 4), hook_point("z", 1), 2, kind
+    yield noise(1, 7, 3, 4), hook_point("z", 1), 0, "zero"
 
 
-@head_mean_ablation_hook.mistake("you averaged over batch and positions: keep the positions, average over the batch")
-def _(z, hook, head_index_to_ablate):
-    z[:, :, head_index_to_ablate] = z[:, :, head_index_to_ablate].mean(dim=(0, 1))
+@head_ablation_hook.refused
+def _():
+    for kind in ("mean", "resample"):
+        yield noise(1, 7, 3, 4), hook_point("z", 1), 2, kind
+    yield noise(5, 7, 3, 4), hook_point("z", 1), 2, "median"
 
 
-@head_mean_ablation_hook.mistake("you averaged over the positions: average over the batch, dim=0")
-def _(z, hook, head_index_to_ablate):
-    z[:, :, head_index_to_ablate] = z[:, :, head_index_to_ablate].mean(dim=1, keepdim=True)
+@head_ablation_hook.law("the other heads must stay as they are")
+def _(fn):
+    z = noise(5, 7, 3, 4)
+    kinds = ("zero", "mean", "resample")
+    return all(torch.equal(edited(fn, z.clone(), hook_point("z", 1), 2, kind)[:, :, :2], z[:, :, :2]) for kind in kinds)
 
 
-@head_mean_ablation_hook.mistake("you averaged over the heads: take this head's output, and its mean over the batch")
-def _(z, hook, head_index_to_ablate):
-    z[:, :, head_index_to_ablate] = z.mean(dim=2)
+def ablating(wrong_kind):
+    """A hook that is wrong in one kind only: the decorated function does that one, given `z` and the head."""
+
+    def make(wrong):
+        def hook_(z, hook, head_index_to_ablate, kind="zero"):
+            if kind != wrong_kind or len(z) < 2:
+                return ind.head_ablation_hook(z, hook, head_index_to_ablate, kind)
+            return wrong(z, head_index_to_ablate)
+
+        return hook_
+
+    return make
 
 
-@head_mean_ablation_hook.mistake("you replaced every head: replace this one only")
-def _(z, hook, head_index_to_ablate):
+@head_ablation_hook.mistake("'zero' zeroes a position: dimensions are batch, seq, head, so [:, :, head]")
+@ablating("zero")
+def _(z, head):
+    z[:, head] = 0.0
+
+
+@head_ablation_hook.mistake("nothing has changed: `z = ...` only renames; edit z in place or return the new one")
+def _(z, hook, head_index_to_ablate, kind="zero"):
+    ind.head_ablation_hook(z.clone(), hook, head_index_to_ablate, kind)
+
+
+@head_ablation_hook.mistake("'zero' zeroes one number in every head: [..., head] is d_head, [:, :, head] the head")
+@ablating("zero")
+def _(z, head):
+    z[..., head] = 0.0
+
+
+@head_ablation_hook.mistake("'zero' zeroes every head but this one")
+@ablating("zero")
+def _(z, head):
+    return z * (torch.arange(z.shape[2]) == head)[:, None]
+
+
+@head_ablation_hook.mistake("'mean' averages over batch and positions: keep the positions, average over the batch")
+@ablating("mean")
+def _(z, head):
+    z[:, :, head] = z[:, :, head].mean(dim=(0, 1))
+
+
+@head_ablation_hook.mistake("'mean' averages over the positions: average over the batch, dim=0")
+@ablating("mean")
+def _(z, head):
+    z[:, :, head] = z[:, :, head].mean(dim=1, keepdim=True)
+
+
+@head_ablation_hook.mistake("'mean' averages over the heads: take this head's output, and its mean over the batch")
+@ablating("mean")
+def _(z, head):
+    z[:, :, head] = z.mean(dim=2)
+
+
+@head_ablation_hook.mistake("'mean' replaces every head: replace this one only")
+@ablating("mean")
+def _(z, head):
     z[:] = z.mean(dim=0)
 
 
-@head_mean_ablation_hook.right
-def _(z, hook, head_index_to_ablate):
-    if len(z) == 1:
-        raise ValueError("one sequence is its own mean")
-    out = z.clone()
-    mean = einops.reduce(z, "batch seq head d_head -> seq head d_head", "mean")
-    out[:, :, head_index_to_ablate] = einops.repeat(
-        mean[:, head_index_to_ablate], "seq d_head -> batch seq d_head", batch=len(z)
-    )
-    return out
+@head_ablation_hook.mistake("'resample' moves the positions: roll along the batch, dims=0")
+@ablating("resample")
+def _(z, head):
+    z[:, :, head] = z[:, :, head].roll(1, dims=1)
 
 
-head_resample_ablation_hook = ablation_exercise(ind.head_resample_ablation_hook)
-
-
-@head_resample_ablation_hook.refused
-def _():
-    yield noise(1, 7, 3, 4), hook_point("z", 1), 2
-
-
-@head_resample_ablation_hook.mistake("you moved the positions: roll along the batch, dims=0")
-def _(z, hook, head_index_to_ablate):
-    z[:, :, head_index_to_ablate] = z[:, :, head_index_to_ablate].roll(1, dims=1)
-
-
-@head_resample_ablation_hook.mistake("you rolled every head: replace this one only")
-def _(z, hook, head_index_to_ablate):
+@head_ablation_hook.mistake("'resample' rolls every head: replace this one only")
+@ablating("resample")
+def _(z, head):
     return z.roll(1, dims=0)
 
 
-@head_resample_ablation_hook.mistake(
-    "you overwrote sequences before reading them: roll a copy, or every sequence ends up with the same output"
+@head_ablation_hook.mistake("'resample' takes the next sequence: sequence i gets the output of i - 1, so roll by +1")
+@ablating("resample")
+def _(z, head):
+    z[:, :, head] = z[:, :, head].roll(-1, dims=0)
+
+
+@head_ablation_hook.mistake(
+    "'resample' overwrites sequences before it reads them: roll a copy, or all end up with the same output"
 )
-def _(z, hook, head_index_to_ablate):
+@ablating("resample")
+def _(z, head):
     for i in range(len(z)):
-        z[i, :, head_index_to_ablate] = z[i - 1, :, head_index_to_ablate]
+        z[i, :, head] = z[i - 1, :, head]
 
 
-@head_resample_ablation_hook.mistake("without dims, roll moves the flattened numbers: say dims=0, the batch")
-def _(z, hook, head_index_to_ablate):
-    z[:, :, head_index_to_ablate] = z[:, :, head_index_to_ablate].roll(1)
+@head_ablation_hook.mistake("without dims, roll moves the flattened numbers: say dims=0, the batch")
+@ablating("resample")
+def _(z, head):
+    z[:, :, head] = z[:, :, head].roll(1)
 
 
-@head_resample_ablation_hook.right
-def _(z, hook, head_index_to_ablate):
-    if len(z) == 1:
-        raise ValueError("there is no other sequence")
+@head_ablation_hook.right
+def _(z, hook, head_index_to_ablate, kind="zero"):
+    if kind == "zero":
+        keep = torch.ones(z.shape[2], device=z.device)
+        keep[head_index_to_ablate] = 0
+        return z * keep[:, None]
+    if len(z) == 1 or kind not in ("mean", "resample"):
+        raise ValueError("no other sequence, or no such kind")
     out = z.clone()
+    mean = einops.reduce(z, "batch seq head d_head -> seq head d_head", "mean")
     for i in range(len(z)):
-        out[i, :, head_index_to_ablate] = z[i - 1, :, head_index_to_ablate]
+        out[i, :, head_index_to_ablate] = (mean if kind == "mean" else z[i - 1])[:, head_index_to_ablate]
     return out
 
 
 # ---- get_ablation_scores ----
 
+MEAN = partial(ind.head_ablation_hook, kind="mean")
+RESAMPLE = partial(ind.head_ablation_hook, kind="resample")
+
 
 def ablation_cases():
-    yield small_attn(), repeated(5), ind.head_zero_ablation_hook
-    yield small_attn(3, 5), repeated(6, 4), ind.head_mean_ablation_hook
-    yield small_attn(2, 5), repeated(3, 7), ind.head_resample_ablation_hook
-    yield real_attn(), real_repeated(2, 5), ind.head_mean_ablation_hook
+    yield small_attn(), repeated(5), ind.head_ablation_hook
+    yield small_attn(3, 5), repeated(6, 4), MEAN
+    yield small_attn(2, 5), repeated(3, 7), RESAMPLE
+    yield real_attn(), real_repeated(2, 5), MEAN
     yield small_gpt(2, 3), repeated(3, 5), returned
 
 
@@ -766,23 +763,23 @@ def loop_exercise(solution):
         return abs(fn(without_head(small_attn(), (1, 2)), repeated(5))[1, 2].item()) < ROUNDING
 
     @made.mistake("you returned losses: subtract the loss without ablation")
-    def _(model, tokens, ablation_function=ind.head_zero_ablation_hook):
+    def _(model, tokens, ablation_function=ind.head_ablation_hook):
         return ablated_losses(model, tokens, ablation_function)[1]
 
     @made.mistake("your sign is turned round: the ablated loss minus the clean one")
-    def _(model, tokens, ablation_function=ind.head_zero_ablation_hook):
+    def _(model, tokens, ablation_function=ind.head_ablation_hook):
         clean, scores = ablated_losses(model, tokens, ablation_function)
         return clean - scores
 
     @made.mistake("you averaged over all positions: only the last seq_len - 1 predictions can be copied")
-    def _(model, tokens, ablation_function=ind.head_zero_ablation_hook):
+    def _(model, tokens, ablation_function=ind.head_ablation_hook):
         clean, scores = ablated_losses(model, tokens, ablation_function, start=0)
         return scores - clean
 
     @made.mistake(
         "you counted the second passage's first token too, which nothing can foretell: take seq_len - 1 predictions"
     )
-    def _(model, tokens, ablation_function=ind.head_zero_ablation_hook):
+    def _(model, tokens, ablation_function=ind.head_ablation_hook):
         clean, scores = ablated_losses(model, tokens, ablation_function, start=-((tokens.shape[1] - 1) // 2))
         return scores - clean
 
@@ -793,13 +790,13 @@ get_ablation_scores = loop_exercise(ind.get_ablation_scores)
 
 
 @get_ablation_scores.mistake("you always ablated by zero: call the ablation_function that was given")
-def _(model, tokens, ablation_function=ind.head_zero_ablation_hook):
-    clean, scores = ablated_losses(model, tokens, ind.head_zero_ablation_hook)
+def _(model, tokens, ablation_function=ind.head_ablation_hook):
+    clean, scores = ablated_losses(model, tokens, ind.head_ablation_hook)
     return scores - clean
 
 
 @get_ablation_scores.right
-def _(model, tokens, ablation_function=ind.head_zero_ablation_hook):
+def _(model, tokens, ablation_function=ind.head_ablation_hook):
     ind.require_tokens(model, tokens)
     ind.half_length(tokens.shape[1])
 
@@ -824,7 +821,7 @@ get_ablation_scores_batched = loop_exercise(ind.get_ablation_scores_batched)
 @get_ablation_scores_batched.mistake(
     "every copy has lost all heads of the pass: each head is ablated in its own copy of the batch only"
 )
-def _(model, tokens, ablation_function=ind.head_zero_ablation_hook, heads_per_pass=2):
+def _(model, tokens, ablation_function=ind.head_ablation_hook, heads_per_pass=2):
     clean, scores = ablated_losses(model, tokens, ablation_function)
     for layer in range(model.cfg.n_layers):
         for heads in torch.arange(model.cfg.n_heads).split(heads_per_pass):
@@ -838,14 +835,14 @@ def _(model, tokens, ablation_function=ind.head_zero_ablation_hook, heads_per_pa
 @get_ablation_scores_batched.law("it must give the loop's numbers, however many heads share a pass")
 def _(get_ablation_scores_batched):
     model, tokens = small_attn(), repeated(5)
-    loop = ind.get_ablation_scores(model, tokens, ind.head_mean_ablation_hook)
-    few = get_ablation_scores_batched(model, tokens, ind.head_mean_ablation_hook, 1)
-    many = get_ablation_scores_batched(model, tokens, ind.head_mean_ablation_hook, heads_per_pass=2)
+    loop = ind.get_ablation_scores(model, tokens, MEAN)
+    few = get_ablation_scores_batched(model, tokens, MEAN, 1)
+    many = get_ablation_scores_batched(model, tokens, MEAN, heads_per_pass=2)
     return difference(few, loop) is None and difference(many, loop) is None
 
 
 @get_ablation_scores_batched.right
-def _(model, tokens, ablation_function=ind.head_zero_ablation_hook, heads_per_pass=None):
+def _(model, tokens, ablation_function=ind.head_ablation_hook, heads_per_pass=None):
     return ind.get_ablation_scores(model, tokens, ablation_function)
 
 
