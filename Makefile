@@ -5,6 +5,7 @@ PYTHON ?= python3
 CHAPTER ?=
 SEEDS ?=
 SETTING ?=
+ONLY ?=
 PORT ?=
 BROWSER ?= yes
 MODEL ?=
@@ -95,8 +96,8 @@ portable: $(STAMP)  ## run them as other machines would: rounding noise, code pa
 notebooks: $(STAMP)  ## write chapters/ and solutions/ from the sources
 	@$(RUN) build $(CHAPTER)
 
-execute: $(STAMP)  ## run solved notebooks and record their outputs as references (CHAPTER=01)
-	@$(RUN) execute $(CHAPTER)
+execute: $(STAMP)  ## run solved notebooks and record their outputs as references (CHAPTER=01 ONLY=changed)
+	@$(RUN) execute $(CHAPTER) $(if $(filter changed,$(ONLY)),--changed)
 
 spread: $(STAMP)  ## say how far a chapter's numbers move from machine to machine (CHAPTER=01 SEEDS=8)
 	@$(RUN) spread $(CHAPTER) $(if $(SEEDS),--seeds $(SEEDS))

@@ -136,6 +136,18 @@ def test_recording_ends_a_cell_that_uses_too_much(tmp_path, monkeypatch):
         execute.execute("01", tmp_path)
 
 
+def test_recording_runs_no_further_than_the_last_changed_cell(tmp_path, monkeypatch):
+    monkeypatch.setattr(execute, "chapter_names", lambda wanted: ["01_a"])
+    cells = [new_code_cell(code, id=f"cell{i}") for i, code in enumerate(("x = 1", "print(x)", "1 / 0"))]
+    cells[0].execution_count = cells[2].execution_count = 1
+    cells[2].outputs = [new_output("stream", text="as it was\n")]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "01_a.ipynb")
+    execute.execute("01", tmp_path, changed=True)
+    after = nbformat.read(tmp_path / "01_a.ipynb", 4).cells
+    assert [c.outputs[0].text if c.outputs else "" for c in after] == ["", "1\n", "as it was\n"]
+    assert "no cell has changed" in execute.execute("01", tmp_path, changed=True)[-1]
+
+
 # ---------------------------------------------------------------- named mistakes in the notebooks
 
 SHOWN = """print("before", 0.5)

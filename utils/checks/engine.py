@@ -3,7 +3,7 @@
 A chapter's checks module states its exercises like this:
 
     chapter = Chapter(tokenization)
-    exercise, check, hint = chapter.exercise, chapter.check, chapter.hint
+    exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
     merge_pair = exercise(tokenization.merge_pair)
 

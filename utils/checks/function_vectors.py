@@ -14,7 +14,7 @@ from utils.runtime import device
 from utils.world.tasks import task_prompt
 
 chapter = Chapter(fv)
-exercise, check, hint = chapter.exercise, chapter.check, chapter.hint
+exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
 OPPOSITES = dict(hot="cold", big="small", good="bad", light="dark", fast="slow", wet="dry", old="new", full="empty")
 PAIRS = list(OPPOSITES.items())

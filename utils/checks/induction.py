@@ -28,7 +28,7 @@ from utils.checks.models import (
 from utils.runtime import device
 
 chapter = Chapter(ind, composition)
-exercise, check, hint = chapter.exercise, chapter.check, chapter.hint
+exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
 ROUNDING = 1e-4  # a logit or a loss of about 10, summed in another order, moves by some 1e-5 in float32
 

@@ -15,7 +15,7 @@ from utils.checks.models import noise, random_tokens, small_gpt
 from utils.runtime import device
 
 chapter = Chapter(ins)
-exercise, check, hint = chapter.exercise, chapter.check, chapter.hint
+exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
 
 # ---- stack_over_layers ----

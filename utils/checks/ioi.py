@@ -15,7 +15,7 @@ from utils.runtime import device
 from utils.world.lexicon import GIFTS, NAMES, PLACES
 
 chapter = Chapter(ioi, ioi_circuit)
-exercise, check, hint = chapter.exercise, chapter.check, chapter.hint
+exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
 BATCH, SEQ = 4, 9
 

@@ -17,7 +17,7 @@ from utils.checks.engine import Chapter
 from utils.checks.sae_models import lm_model, lm_sae, lm_store, lm_tokens
 
 chapter = Chapter(saes, sae_causes)
-exercise, check, hint = chapter.exercise, chapter.check, chapter.hint
+exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
 
 def _alone(fn, *args):

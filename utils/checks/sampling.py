@@ -15,7 +15,7 @@ from utils.checks.engine import Chapter
 from utils.checks.models import noise, small_demo
 
 chapter = Chapter(sp, kv)
-exercise, check, hint = chapter.exercise, chapter.check, chapter.hint
+exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
 numbers = partial(noise, on="cpu")
 DRAWS = 10_000

@@ -12,7 +12,7 @@ from utils.checks.compare import difference
 from utils.checks.engine import Chapter
 
 chapter = Chapter(sup, double_descent)
-exercise, check, hint = chapter.exercise, chapter.check, chapter.hint
+exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
 
 def columns(*shape: int, seed: int = 0, zero: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ from utils.checks.compare import difference
 from utils.checks.engine import Chapter
 
 chapter = Chapter(tok)
-exercise, check, hint = chapter.exercise, chapter.check, chapter.hint
+exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
 CORPUS = [
     "the cat sat on the mat, the hat sat on the cat. that's the hat that the cat had!",

@@ -28,7 +28,7 @@ from utils.checks.engine import Chapter
 from utils.checks.models import noise, random_tokens, small_gpt, tokenizer_of, with_biases
 
 chapter = Chapter(toolbox, tensors)
-exercise, check, hint = chapter.exercise, chapter.check, chapter.hint
+exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
 
 def said_of(call, *args, **kwargs):

@@ -10,7 +10,7 @@ from utils.checks.engine import Chapter
 from utils.superposition import ToyModel, ToyModelConfig
 
 chapter = Chapter(toy_saes)
-exercise, check, hint = chapter.exercise, chapter.check, chapter.hint
+exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
 
 def sae_of(cls, inst: int = 2, d_in: int = 3, d_sae: int = 4, feats: int = 5, seed: int = 0, **changes):

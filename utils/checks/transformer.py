@@ -14,7 +14,7 @@ from utils.checks.engine import Chapter
 from utils.checks.models import CFG, filled, noise, tokens
 
 chapter = Chapter(tf)
-exercise, check, hint = chapter.exercise, chapter.check, chapter.hint
+exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
 LARGE_EPS = dataclasses.replace(CFG, layer_norm_eps=0.3)
 # This chapter and the next one compute on the CPU.

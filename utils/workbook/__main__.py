@@ -30,6 +30,8 @@ def main() -> int:
         command = commands.add_parser(name, help=text)
         if name in ("build", "coarse", "execute", "nbval", "portable", "spread", "update", "mistakes", "mutants"):
             command.add_argument("chapter", nargs="?", help="number or name; all without it")
+        if name == "execute":
+            command.add_argument("--changed", action="store_true", help="as far as the last cell that has changed")
         if name == "mistakes":
             command.add_argument("--sample", action="store_true", help="one a chapter, the quickest")
             command.add_argument("--search", action="store_true", help="find three a chapter and list them")
@@ -84,7 +86,7 @@ def run(args) -> int | None:
     elif args.command == "execute":
         from utils.workbook.execute import execute
 
-        print("\n".join(execute(args.chapter)))
+        print("\n".join(execute(args.chapter, changed=args.changed)))
     elif args.command == "nbval":
         from utils.workbook.execute import nbval
 

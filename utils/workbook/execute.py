@@ -29,8 +29,12 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_TRIM_THRESHOLD_": s
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
-def execute(wanted: str | None = None, solutions: Path = SOLUTIONS) -> list[str]:
+def execute(wanted: str | None = None, solutions: Path = SOLUTIONS, changed: bool = False) -> list[str]:
     """Run the solved notebooks and record their outputs as the references; returns sentences to print.
+
+    Args:
+        changed: run each only as far as its last cell that changed since it was recorded; what stands below keeps its
+            outputs, and `make test` tells whether they still hold.
 
     Raises:
         WorkbookError: a cell failed; that notebook's file stays as it was.
@@ -42,10 +46,16 @@ def execute(wanted: str | None = None, solutions: Path = SOLUTIONS) -> list[str]
     for name in chapter_names(wanted):
         path = solutions / f"{name}.ipynb"
         notebook = read_notebook(path)
+        below = notebook.cells[_end(notebook) if changed else len(notebook.cells) :]
+        del notebook.cells[len(notebook.cells) - len(below) :]
+        if not notebook.cells:
+            said.append(f"{name}: no cell has changed since it was recorded.")
+            continue
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
         _run(notebook, path)
+        notebook.cells += below
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs = [o for o in cell.outputs if _worth_keeping(o)]
@@ -54,6 +64,12 @@ def execute(wanted: str | None = None, solutions: Path = SOLUTIONS) -> list[str]
         write_whole(path, nbformat.writes(notebook) + "\n")
         said.append(f"{name}: executed and recorded ({path.stat().st_size:,} bytes).")
     return said
+
+
+def _end(notebook) -> int:
+    """Where the cells end that must run for every cell to be recorded."""
+    new = [i for i, c in enumerate(notebook.cells) if c.cell_type == "code" and c.source and c.execution_count is None]
+    return max(new, default=-1) + 1
 
 
 def _run(notebook, path: Path) -> None:
