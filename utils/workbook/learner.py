@@ -25,7 +25,7 @@ def start(chapters: Path = CHAPTERS, work: Path = WORK) -> list[str]:
     Raises:
         WorkbookError: the folder can't be written.
     """
-    said = []
+    said, fresh, outdated = [], [], []
     moved = Moved(chapters / "moved.toml")
     with _writing(work):
         work.mkdir(parents=True, exist_ok=True)
@@ -34,16 +34,24 @@ def start(chapters: Path = CHAPTERS, work: Path = WORK) -> list[str]:
         copy = work / file.name
         if not copy.exists():
             _deliver(file, copy)
-            said.append(f"{copy.name}: copied, ready to start.")
+            fresh.append(copy.name)
         elif _cut_off(copy, file):
             kept = _backup(copy, copy.read_bytes())
             _deliver(file, copy)
             said.append(f"{copy.name}: a crash had cut it off; copied anew. What was there is backup/{kept.name}.")
         elif _outdated(file, copy):
-            said.append(f"{copy.name}: there is a newer version; `make update` brings it in and keeps your work.")
+            outdated.append(copy.name)
+    if fresh:
+        said.append(f"{_counted(fresh)} copied into {work}, ready to start.")
+    if outdated:
+        said.append(f"There is a newer version of {_counted(outdated)}: `make update` brings it in, keeping your work.")
     for old in _old_copies(chapters, work, moved):
         said.append(f"{old}.ipynb is now {_listed(moved.chapter_homes(old))}: `make update` brings your work there.")
     return said
+
+
+def _counted(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} chapters"
 
 
 def _deliver(file: Path, copy: Path) -> None:

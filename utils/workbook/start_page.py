@@ -125,7 +125,7 @@ def next_exercise(found: list[Row], work: Path = WORK) -> tuple[Row, dict | None
 
 # ---------------------------------------------------------------- the map
 
-ROW, GAP = 96, 34  # pixels: a chapter's height, and what is left for arrows below it
+ROW, GAP = 108, 32  # pixels: a chapter's height, and what is left for arrows below it
 COLUMNS, WIDE, ALLEY = 3, 29.0, 6.5  # percent of the width: a column, and the alley between two
 
 
@@ -206,7 +206,9 @@ def page(chapters: Path = CHAPTERS, work: Path = WORK, base_url: str = "/", docs
     ]
     if fault:
         parts.append(f'<p class="fault" role="alert">{escape(fault)}</p>')
-    parts += [_go_on(found, work, link), _map(found, link), _paths(found), HOW, _more(docs, base_url), "</main>"]
+    fresh = not any(row.states for row in found)  # who arrives reads first how it works
+    middle = [HOW, _map(found, link), _paths(found)] if fresh else [_map(found, link), _paths(found), HOW]
+    parts += [_go_on(found, work, link), *middle, _more(docs, base_url), "</main>"]
     return "\n".join(parts)
 
 
@@ -250,13 +252,13 @@ def _map(found: list[Row], link) -> str:
     for row in found:
         line, column = at[row.number]
         of, solved, tried = len(row.exercises), row.count(*DONE), row.count("tried")
-        done = f"{solved} of {of} solved" + (f", {tried} tried" if tried else "")
+        done = f"{solved} of {of} solved" + (f'<span class="more">, {tried} tried</span>' if tried else "")
         bar = "".join(
             f'<i class="{kind}" style="width:{100 * n / max(1, of):.1f}%"></i>'
             for kind, n in (("solved", solved), ("tried", tried))
             if n
         )
-        needs = f" · needs {', '.join(row.needs)}" if row.needs else ""
+        needs = f'<span class="more"> · needs {", ".join(row.needs)}</span>' if row.needs else ""
         missing = "" if row.here else " <em>not in your folder: make start brings it</em>"
         cards.append(
             f'<li style="grid-area:{line + 1}/{column + 1}"><a class="card" id="wb-{row.number}" {link(row)}>'

@@ -73,7 +73,7 @@
         const cells = open?.content.model ? [...open.content.model.cells] : [];
         const chapter = state.chapters.find(c => cells.some(cell => c.exercises.some(e => e.target === targetOf(cell))))
           ?? state.chapters.find(c => c.file === open?.context.path);
-        const key = JSON.stringify([chapter, open?.context.path, cells.map(c => [targetOf(c), headings(c)])]);
+        const key = JSON.stringify([chapter ?? state.chapters, open?.context.path, cells.map(c => [c.id, targetOf(c), headings(c)])]);
         if (key === this.key) return;
         this.key = key;
         replace(this.node, () => this.node.replaceChildren(...this.rows(chapter, cells, open, state)));
@@ -92,9 +92,16 @@
           return;
         }
         yield element('h2', { textContent: chapter ? `${chapter.number} · ${chapter.title}` : open.context.path });
+        yield element('p', { textContent: '✓ solved · ◐ tried · ○ open · italic: optional' });
         let list = element('ul');
         const seen = new Set();
         for (const [i, cell] of cells.entries()) {
+          const sitting = /^sitting-\d+$/.test(cell.id) && cell.sharedModel.getSource().match(/Sitting .*minutes/);
+          if (sitting) {
+            if (list.children.length) yield list;
+            list = element('ul');
+            yield element('p', { className: 'sitting', textContent: sitting[0].replaceAll('*', '') });
+          }
           for (const [level, text] of headings(cell)) {
             if (level !== 2) continue;
             if (list.children.length) yield list;
@@ -166,16 +173,16 @@
 
       // ---------------------------------------------------------------- ways to an exercise
 
-      const ran = new Set(); // notebooks of which a cell was run since this page was opened
-      notebook.NotebookActions.executed.connect((_, { notebook: which }) => {
-        const widget = tracker.find(w => w.content === which);
-        if (widget) ran.add(widget.context.path);
-        setTimeout(look, 100);
-      });
+      notebook.NotebookActions.executed.connect(() => setTimeout(look, 100));
+
+      async function hasRun(context) {
+        await context.ready;
+        const asked = context.session?.kernel?.requestExecute({ code: '', silent: true, store_history: false });
+        return !asked || (await asked.done).content.execution_count > 0;
+      }
 
       // `at`: a cell's index, or an exercise's name.
       async function go(path, at) {
-        const running = [...serviceManager.sessions.running()].some(session => session.path === path);
         const widget = await commands.execute('docmanager:open', { path });
         if (!widget?.content?.model) return;
         await widget.context.ready;
@@ -191,7 +198,7 @@
         }
         widget.content.activeCellIndex = index;
         await widget.setFragment(`#cell-id=${cells[index].id}`);
-        if (!running && !ran.has(path) && index > 1) {
+        if (index > 1 && !(await hasRun(widget.sessionContext))) {
           Notification.info('Nothing above has run in this session yet.', {
             autoClose: 20000,
             actions: [{ label: 'Run all above', displayType: 'accent', callback: () => {
