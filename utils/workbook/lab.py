@@ -77,7 +77,7 @@ def lab(port: str | None = None, browser: bool = True) -> None:
         "ServerApp.port": chosen,
         # Without a port of the user's own, a start at the same moment may take this one: the next is as good.
         "ServerApp.port_retries": 0 if port else 50,
-        "Application.log_level": "ERROR",
+        "Application.log_level": "WARN",
         "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
     }
     command = [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]

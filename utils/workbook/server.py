@@ -1,13 +1,19 @@
 """The lab's server part: the start page and the exercises' states at each request, and a calm last line."""
 
+import contextlib
 import json
 import logging
+import os
+import sys
 
 import tornado.web
 from jupyter_server.base.handlers import APIHandler
 
+from utils.checks.progress import WORK
 from utils.workbook import ROOT
 from utils.workbook.start_page import DOCUMENTS, name_of, page, rows
+
+LOG = ".lab.log"  # in `work/`: what the server and its kernels say after the line with the URL
 
 
 class Start(APIHandler):
@@ -52,6 +58,8 @@ class OneLine(logging.Filter):
         if "To access the server" not in record.getMessage():
             return True
         print(f"JupyterLab (Ctrl-C stops it): {self.app.connect_url.split()[0]}", flush=True)
+        with contextlib.suppress(OSError):  # from here on the terminal is quiet; kernels inherit it
+            os.dup2(os.open(WORK / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), sys.stderr.fileno())
         return False
 
 

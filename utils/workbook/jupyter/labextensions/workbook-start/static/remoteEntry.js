@@ -175,6 +175,19 @@
 
       notebook.NotebookActions.executed.connect(() => setTimeout(look, 100));
 
+      // Cells are drawn when they are near; until their heights are known a scroll may miss.
+      async function reveal({ content }, index) {
+        content.deselectAll();
+        content.activeCellIndex = index;
+        for (let i = 0; i < 8; i++) {
+          await content.scrollToItem(index, 'start');
+          await new Promise(done => setTimeout(done, 150));
+          const [cell, box] = [content.widgets[index].node, content.outerNode].map(n => n.getBoundingClientRect());
+          if (cell.height && Math.abs(cell.top - box.top) < 40) return;
+        }
+      }
+
+      let offer = ''; // the last notice that nothing has run
       async function hasRun(context) {
         await context.ready;
         const asked = context.session?.kernel?.requestExecute({ code: '', silent: true, store_history: false });
@@ -196,10 +209,10 @@
           Notification.warning(`The exercise ${at} is not in your copy: make update brings it back.`);
           return;
         }
-        widget.content.activeCellIndex = index;
-        await widget.setFragment(`#cell-id=${cells[index].id}`);
-        if (index > 1 && !(await hasRun(widget.sessionContext))) {
-          Notification.info('Nothing above has run in this session yet.', {
+        await reveal(widget, index);
+        Notification.dismiss(offer);
+        if (!/^\d+$/.test(at) && !(await hasRun(widget.sessionContext))) {
+          offer = Notification.info('Nothing above has run in this session yet.', {
             autoClose: 20000,
             actions: [{ label: 'Run all above', displayType: 'accent', callback: () => {
               widget.content.activeCellIndex = index;
