@@ -1,6 +1,8 @@
 """The house's own order: who imports whom, how long a file may be, how wide a cell."""
 
 import ast
+import importlib
+import re
 from itertools import chain
 from pathlib import Path
 
@@ -89,3 +91,11 @@ def test_what_a_notebook_imports_at_once_holds_no_exercise(module):
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             assert not {f"utils.{module}.{name}" for name in ast.literal_eval(node.value)} & exercises
+
+
+def test_what_the_table_for_those_from_arena_names_is_there():
+    text = (ROOT / "docs" / "coming-from-arena.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(?:transformer_lens\.)?([a-z_]+)\.([A-Za-z_]+)", text)
+    ours = [(module, name) for module, name in named if (UTILS / f"{module}.py").exists()]
+    assert len(ours) >= 15
+    assert not [(m, name) for m, name in ours if not hasattr(importlib.import_module(f"utils.{m}"), name)]
