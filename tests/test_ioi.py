@@ -7,7 +7,6 @@ import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig, patching
 
 from utils import ioi
-from utils.checks.hypotheses import Hypotheses
 from utils.checks.ioi import metric, small_runs
 from utils.checks.models import small_gpt, tokenizer_of
 from utils.models import load_tokenizer
@@ -157,14 +156,3 @@ def test_prompts_of_unequal_length_are_refused_with_both_lengths():
     with pytest.raises(ValueError, match="7 tokens, but the cached run had 9"):
         ioi.require_same_length(other, patterns)
     assert ioi.require_same_length(corrupted, patterns) is None
-
-
-def test_hypotheses_grade_guesses():
-    hypotheses = Hypotheses()
-    hypotheses.expect("heads", "how many?", 3)
-    hypotheses.expect("open", "which?", ...)
-    hypotheses.grade("heads", 4, lambda guess: abs(guess - 4) <= 1)
-    hypotheses.grade("open", "q")
-    assert hypotheses._graded == {"heads": (4, True), "open": ("q", None)}
-    with pytest.raises(ValueError, match="run the cell with expect"):
-        hypotheses.grade("never", 1)
