@@ -1,7 +1,7 @@
-"""A learner's whole way in a real browser: run all, answer wrongly, answer rightly, reload.
+"""A learner's whole way in a real browser: arrive, guess, run all, answer wrongly, rightly, go on, the next chapter.
 
 Needs Debian's chromium (or Chrome); skipped with a reason where there is none. WORKBOOK_SCREENSHOTS names a folder
-to keep pictures in.
+to keep pictures in, light and dark: `WORKBOOK_SCREENSHOTS=docs` makes those of the README.
 """
 
 import os
@@ -20,10 +20,11 @@ from servers import PATIENCE, wait_until_it_listens
 from utils.checks import progress
 from utils.workbook import ROOT, WorkbookError
 from utils.workbook.build import read_notebook, solution_code
+from utils.workbook.chapters import table
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-CHAPTER = "01_tokenization"
+CHAPTER, NEXT = table()[1:3]
 WRONG = '''def merge_pair(word, pair):
     """Only the first place."""
     for i in range(len(word) - 1):
@@ -44,9 +45,9 @@ def lab(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # A workspace of its own: JupyterLab would reopen what was last open on this machine.
-    workspaces = str(tmp_path_factory.mktemp("workspaces"))
-    env = {**os.environ, "WORKBOOK_WORK": str(work), "JUPYTERLAB_WORKSPACES_DIR": workspaces}
+    # A workspace and settings of its own: JupyterLab would reopen what was last open on this machine.
+    own = {f"JUPYTERLAB_{name}_DIR": str(tmp_path_factory.mktemp(name.lower())) for name in ("WORKSPACES", "SETTINGS")}
+    env = {**os.environ, "WORKBOOK_WORK": str(work), **own}
     log = (work / "lab.log").open("w+")
     command = ["make", "lab", f"PORT={port}", "BROWSER=no"]
     server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
@@ -70,17 +71,30 @@ def page(lab):
     url, _ = lab
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1200, "height": 1000})
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.set_default_timeout(PATIENCE * 1000)
-        page.goto(url.replace("/lab?", f"/lab/tree/{CHAPTER}.ipynb?"))
-        page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+        page.goto(url)
+        page.wait_for_selector("#wb-go")
         yield page
         browser.close()
 
 
-def picture(page, name):
+def pictures(page, name):
+    """In light and dark, `name-light.png` and `name-dark.png`, of what is seen."""
     if folder := os.environ.get("WORKBOOK_SCREENSHOTS"):
-        page.locator(".jp-NotebookPanel").screenshot(path=Path(folder) / f"{name}.png")
+        for theme in ("dark", "light"):
+            wear(page, theme)
+            page.screenshot(path=Path(folder) / f"{name}-{theme}.png")
+
+
+def wear(page, theme):
+    """Change JupyterLab's theme by its menu, and wait until it is on."""
+    page.locator(".lm-MenuBar-item", has_text="Settings").first.click()
+    page.locator(".lm-Menu-item", has_text="Theme").first.click()
+    page.locator(".lm-Menu-item", has_text=f"JupyterLab {theme.title()}").first.click()
+    is_light = "true" if theme == "light" else "false"
+    page.wait_for_selector(f"body[data-jp-theme-light='{is_light}']", state="attached")
+    page.wait_for_selector("#jupyterlab-splash", state="detached")
 
 
 def kernel_is_idle(page):
@@ -112,7 +126,7 @@ def on_disk(work):
     end = time.monotonic() + PATIENCE
     while True:
         try:
-            return read_notebook(work / f"{CHAPTER}.ipynb")
+            return read_notebook(work / CHAPTER.file)
         except WorkbookError:
             if time.monotonic() > end:
                 raise
@@ -156,8 +170,74 @@ def write_and_run(page, name, code):
     page.keyboard.press("Shift+Enter")
 
 
+# Every text's colour over the background that it stands on, as WCAG 2 computes the contrast: the texts below 4.5.
+FAINT = """root => {
+  const parse = text => (text.match(/[\\d.]+/g) ?? [0, 0, 0, 0]).map(Number);
+  const over = ([r, g, b, a = 1], below) => [r, g, b].map((x, i) => x * a + below[i] * (1 - a));
+  const ground = node => {
+    if (!node) return [255, 255, 255];
+    const colour = parse(getComputedStyle(node).backgroundColor);
+    return (colour[3] ?? 1) === 1 ? colour : over(colour, ground(node.parentElement));
+  };
+  const light = rgb => {
+    const [r, g, b] = rgb.map(x => x / 255).map(x => (x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT), faint = [];
+  let texts = 0;
+  while (walker.nextNode()) {
+    const text = walker.currentNode.textContent.trim(), node = walker.currentNode.parentElement;
+    if (!text || !node.getClientRects().length || node.closest("style")) continue;
+    texts++;
+    const below = ground(node), shown = [over(parse(getComputedStyle(node).color), below), below].map(light);
+    const contrast = (Math.max(...shown) + 0.05) / (Math.min(...shown) + 0.05);
+    if (contrast < 4.5) faint.push(`${contrast.toFixed(2)} ${text}`);
+  }
+  return texts > 10 ? faint : ["no text"];
+}"""
+# Texts that are wider or higher than what holds them.
+CLIPPED = """root => [...root.querySelectorAll("*")].filter(n => n.clientWidth && !n.closest("svg") &&
+  (n.scrollWidth > n.clientWidth + 1 || n.scrollHeight > n.clientHeight + 1)).map(n => n.textContent.trim())"""
+
+
+def test_arrival(lab, page):
+    start, panel = page.locator(".workbook-start"), page.locator(".workbook-exercises")
+
+    # It is what is seen first, with the panel at its left; neither Launcher nor file browser.
+    assert "Begin here" in start.inner_text() and panel.is_visible()
+    assert not page.locator(".jp-Launcher").count() and not page.locator(".jp-FileBrowser").is_visible()
+    pictures(page, "start")
+
+    # Nothing is faint, nothing clipped: in both themes, in a wide and a narrow window.
+    for theme, width in (("dark", 900), ("light", 1280)):
+        wear(page, theme)
+        page.set_viewport_size({"width": width, "height": 800})
+        for part in (start, panel):
+            assert part.evaluate(FAINT) == [], theme
+        assert page.locator(".wb").evaluate(CLIPPED) == [], width
+
+    # By keyboard every link is reached in its order, and is seen to be.
+    links = start.locator("a").evaluate_all("links => links.map(link => link.id || link.textContent)")
+    start.locator("a").first.focus()
+    reached = []
+    for _ in links:
+        seen = page.evaluate(
+            "[document.activeElement.id || document.activeElement.textContent, "
+            "getComputedStyle(document.activeElement).outlineStyle]"
+        )
+        reached.append(seen[0])
+        page.keyboard.press("Tab")
+        assert seen[1] == "solid" or len(reached) == 1, f"the focus on {seen[0]} is not seen"
+    assert reached == links
+
+
 def test_a_learners_way(lab, page):
     _, work = lab
+
+    # One click, or Enter, opens a chapter.
+    page.locator(f"#wb-{CHAPTER.number}").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
 
     # Run all on the untouched chapter: no error stops it, every check says kindly that nothing is written yet.
     kernel_is_idle(page)
@@ -169,13 +249,15 @@ def test_a_learners_way(lab, page):
     exercises = [c.id for c in code if "exercise" in c.metadata]
     for name in exercises:
         assert f"○ {name}: not written yet" in printed(notebook, f"check-{name}")
-    picture(page, "1-run-all")
+    last = next(c for c in notebook.cells if c.id == "check-all").outputs[-1].data["text/markdown"]
+    assert [f"(#cell-id={name})" in last for name in exercises] == [True] * len(exercises)
 
     # A typical mistake is named.
     write_and_run(page, "merge_pair", WRONG)
     said = "you merged only the first place"
     notebook = saved_when(lambda nb: said in printed(nb, "check-merge_pair"), page, work)
-    picture(page, "2-wrong")
+    page.click("#wb-exercise-merge_pair")
+    pictures(page, "mistake")
     assert said in printed(notebook, "check-merge_pair")
     assert progress.load(work)["tokenization"] == {"merge_pair": "tried"}
 
@@ -183,18 +265,37 @@ def test_a_learners_way(lab, page):
     write_and_run(page, "merge_pair", solution_code("utils.tokenization.merge_pair").rstrip())
     said = f"1 of {len(exercises)} in this chapter"
     notebook = saved_when(lambda nb: said in printed(nb, "check-merge_pair"), page, work)
-    picture(page, "3-right")
     assert said in printed(notebook, "check-merge_pair")
     assert progress.load(work)["tokenization"] == {"merge_pair": "solved"}
     env = {**os.environ, "WORKBOOK_WORK": str(work)}
-    table = subprocess.run(["make", "progress"], cwd=ROOT, env=env, capture_output=True, text=True).stdout
-    assert re.search(rf"{CHAPTER}\s+1 of {len(exercises)}", table), table
+    progress_table = subprocess.run(["make", "progress"], cwd=ROOT, env=env, capture_output=True, text=True).stdout
+    assert re.search(rf"{CHAPTER.name}\s+1 of {len(exercises)}", progress_table), progress_table
 
-    # Kept after a reload.
+    # The start page knows it, and goes on to the next exercise in one click, at its heading.
+    page.locator(".jp-NotebookPanel a[title='The start page']").first.evaluate("link => link.click()")
+    following = exercises[exercises.index("merge_pair") + 1]
+    page.wait_for_selector(f"#wb-go[data-at='{following}']")
+    assert f"1 of {len(exercises)} solved" in page.locator(f"#wb-{CHAPTER.number}").inner_text()
+    page.click("#wb-go")
+    heading = f".jp-mod-active:has-text('Exercise: {CHAPTER.exercises[exercises.index(following)].title}')"
+    page.wait_for_selector(f".jp-NotebookPanel {heading}")
+
+    # It follows what is recorded from elsewhere, and so does the panel, without a reload.
+    progress.record("tokenization", following, "solved", work)
+    page.wait_for_selector(f".workbook-exercises li:has(#wb-exercise-{following}) [aria-label='solved']")
+
+    # Kept after a reload, which stays where it was.
+    saved_when(lambda nb: said in printed(nb, "check-merge_pair"), page, work)
     page.reload()
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+    page.wait_for_selector(".workbook-exercises li:has(#wb-exercise-merge_pair) [aria-label='solved']")
+    assert not page.locator("#wb-go").is_visible()
+    page.click("#wb-exercise-merge_pair")
     answer = page.locator(".jp-CodeCell .cm-content", has_text="def merge_pair(")
     answer.first.wait_for()
     assert answer.count() == 1
     assert "right." in printed(on_disk(work), "check-merge_pair")
-    picture(page, "4-reloaded")
+
+    # From the chapter's end to the next chapter.
+    page.click("#wb-section-learned")
+    page.locator(".jp-NotebookPanel a", has_text=f"{NEXT.number} · {NEXT.title} →").locator("visible=true").last.click()
+    page.wait_for_selector(f".workbook-exercises h2:has-text('{NEXT.number} · {NEXT.title}')")

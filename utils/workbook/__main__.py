@@ -12,6 +12,7 @@ def main() -> int:
     for name, text in {
         "build": "write chapters/ and solutions/ from the sources",
         "drift": "say where the notebooks differ from the sources",
+        "arrival": "count what each chapter offers who goes through it: predictions, recall, sittings, links",
         "coarse": "list the cells that print too few digits of a measured number",
         "execute": "run solved notebooks and record their outputs",
         "nbval": "run solved notebooks and compare with the recorded outputs",
@@ -76,6 +77,10 @@ def run(args) -> int | None:
         said = drift()
         print("\n".join(said) or "All notebooks are as their sources say.")
         return bool(said)
+    elif args.command == "arrival":
+        from utils.workbook.arrival import arrival
+
+        print("\n".join(arrival()))
     elif args.command == "coarse":
         from utils.workbook.build import coarse
 

@@ -58,6 +58,10 @@ class Chapter:
     def name(self) -> str:
         return self.path.stem
 
+    @property
+    def file(self) -> str:
+        return f"{self.name}.ipynb"
+
     @cached_property
     def exercises(self) -> tuple[Exercise, ...]:
         """The exercises in their order.
