@@ -306,10 +306,24 @@ def _(cache):
     }
 
 
-@attention_detectors.law("a head that attends to nothing but the token itself, before, or the first one must score 1")
+@attention_detectors.mistake("'previous' is 'current' again: the token before lies one diagonal lower, offset=-1")
+def _(cache):
+    return but(cache, previous=on_diagonal(cache, 0, 1))
+
+
+@attention_detectors.law("'current': a head that attends to nothing but the token itself must score 1")
 def _(attention_detectors):
-    ideal = {"current": lambda query: query, "previous": lambda query: query - 1, "first": lambda query: 0}
-    return all((attention_detectors(ideal_cache(key_of))[kind] > 0.999).all() for kind, key_of in ideal.items())
+    return (attention_detectors(ideal_cache(lambda query: query))["current"] > 0.999).all()
+
+
+@attention_detectors.law("'previous': a head that attends to nothing but the token before must score 1")
+def _(attention_detectors):
+    return (attention_detectors(ideal_cache(lambda query: query - 1))["previous"] > 0.999).all()
+
+
+@attention_detectors.law("'first': a head that attends to nothing but BOS must score 1")
+def _(attention_detectors):
+    return (attention_detectors(ideal_cache(lambda query: 0))["first"] > 0.999).all()
 
 
 @attention_detectors.right
