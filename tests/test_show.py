@@ -177,3 +177,35 @@ def test_bars_of_equal_names_stand_side_by_side():
     figure = drawings.bars({"a": [1.0, 2.0, 3.0], "b": [4.0, 5.0, 6.0]}, ["x", "y", "x"], "t", "", "")
     assert list(figure.data[0].x) == [0, 1, 2] and figure.layout.xaxis.ticktext == ("x", "y", "x")
     assert list(drawings.bars({"a": [1.0, 2.0]}, ["x", "y"], "t", "", "").data[0].x) == ["x", "y"]
+
+
+def test_a_moved_slider_draws_the_figure_in_its_place(monkeypatch):
+    class Handle:
+        def update(self, bundle, raw):
+            assert raw
+            updates.append(bundle["application/vnd.plotly.v1+json"]["layout"]["title"]["text"])
+
+    shown, updates = [], []
+    monkeypatch.setattr(show, "display", lambda *args, **kwargs: shown.append((args[0], kwargs)) or Handle())
+
+    def draw(top_p, heat):
+        calls.append((top_p, heat))
+        return show.go.Figure(layout=dict(title=f"{top_p} {heat}"))
+
+    calls = []
+    show.sliders(draw, top_p=(0.9, 0, 1, 0.1), heat=(1, 0, 2, 0.5))
+    (bundle, how), (box, _) = shown
+    assert bundle["application/vnd.plotly.v1+json"]["layout"]["title"]["text"] == "0.9 1" and how["raw"]
+    assert [bar.description for bar in box.children] == ["top p", "heat"]
+    box.children[1].value = 0.5
+    box.children[0].value = 0.3
+    assert updates == ["0.9 0.5", "0.3 0.5"]
+
+    calls.clear()
+    show.sliders(draw, draw(0.5, 1), top_p=(0.5, 0, 1, 0.1), heat=(1, 0, 2, 0.5))
+    assert calls == [(0.5, 1)]  # nothing is drawn beside the figure that is there
+
+
+def test_next_tokens_keep_repeated_names_apart():
+    figure = drawings.next_tokens(torch.tensor([0.5, 0.3]), [" a", " a"], "two", torch.tensor([True, False]))
+    assert figure.layout.xaxis.ticktext == ("·a", "·a") and list(figure.data[0].marker.opacity) == [1.0, 0.25]

@@ -9,10 +9,12 @@ import math
 import re
 import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -249,6 +251,38 @@ def timed(label: str) -> Iterator[None]:
     yield
     seconds = time.perf_counter() - began
     measured(label, f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms")
+
+
+# ---------------------------------------------------------------- sliders
+
+
+def sliders(draw: Callable[..., go.Figure], shown: go.Figure | None = None, **ranges: tuple) -> None:
+    """Show a figure with sliders below it; moving one draws the figure anew in its place.
+
+    A notebook that is only read shows the first figure. Nothing is computed before a slider is moved.
+
+    Args:
+        draw: makes the figure from a value for each slider.
+        shown: the first figure, where it is there already; by default `draw` of the first values.
+        ranges: for each argument of `draw` (first value, lowest, highest, step).
+    """
+    first = {name: value for name, (value, *_) in ranges.items()}
+    figure = display((shown or draw(**first))._repr_mimebundle_(), raw=True, display_id=uuid.uuid4().hex)
+    bars = {
+        name: widgets.FloatSlider(
+            value, min=low, max=high, step=step, description=name.replace("_", " "), continuous_update=False,
+            layout=dict(width="480px"), style=dict(description_width="120px"),
+        )
+        for name, (value, low, high, step) in ranges.items()
+    }  # fmt: skip
+
+    def moved(_) -> None:
+        values = {name: bar.value for name, bar in bars.items()}
+        figure.update(draw(**values)._repr_mimebundle_(), raw=True)
+
+    for bar in bars.values():
+        bar.observe(moved, "value")
+    display(widgets.VBox(list(bars.values())))
 
 
 # ---------------------------------------------------------------- circuitsvis

@@ -89,6 +89,22 @@ def bars(
     return figure
 
 
+def next_tokens(probs, names: Sequence[str], title: str, kept=None) -> go.Figure:
+    """The likeliest next tokens as bars.
+
+    Args:
+        probs: the probability of each token, the likeliest first.
+        names: as many token strings.
+        kept: for each token whether it may be drawn; the others are pale.
+    """
+    probs = show.to_numpy(probs)
+    opacity = None if kept is None else np.where(show.to_numpy(kept), 1.0, 0.25)
+    figure = go.Figure(go.Bar(x=list(range(len(probs))), y=probs, marker=dict(opacity=opacity)))
+    figure.update_xaxes(tickvals=list(range(len(probs))), ticktext=[show.label(name) for name in names], tickangle=-45)
+    figure.update_layout(title=title, xaxis_title="next token", yaxis_title="probability")
+    return figure
+
+
 def curves(
     x: Sequence[float], series: dict[str, Sequence[float]], title: str, xaxis: str, yaxis: str, straight: bool = False
 ) -> go.Figure:
