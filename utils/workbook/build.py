@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from utils.workbook import CHAPTERS, README, ROOT, SOLUTIONS, SOURCE, WorkbookError, chapter_names, diagrams
+from utils.workbook import CHAPTERS, README, ROOT, SOLUTIONS, SOURCE, WorkbookError, chapter_names, diagrams, reference
 from utils.workbook.chapters import TASK, as_json, exercise, read_chapter, source_cells, table
 from utils.workbook.compare import coarse_numbers
 from utils.workbook.files import write_whole
@@ -237,9 +237,10 @@ def _notebooks(source: Path, chapters: Path, solutions: Path, wanted: str | None
     yield chapters / "table.json", as_json(table(source))
 
 
-def _drawings():
-    """(file, its text as it should be) for every diagram."""
-    return [(diagrams.FOLDER / name, text) for name, text in diagrams.files().items()]
+def _documents() -> dict[Path, str]:
+    """Every file of docs/ that is generated, with its text as it should be."""
+    drawn = {diagrams.FOLDER / name: text for name, text in diagrams.files().items()}
+    return drawn | {ROOT / "docs" / name: text for name, text in reference.files().items()}
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
@@ -260,8 +261,8 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
 def build(source=SOURCE, chapters=CHAPTERS, solutions=SOLUTIONS, wanted: str | None = None) -> list[Path]:
     """Write every notebook whose text differs; returns those written."""
     written = []
-    drawings = _drawings() if source == SOURCE else []
-    for file, text in [*drawings, *_notebooks(source, chapters, solutions, wanted)]:
+    documents = _documents() if source == SOURCE else {}
+    for file, text in [*documents.items(), *_notebooks(source, chapters, solutions, wanted)]:
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             write_whole(file, text)
             written.append(file)
@@ -280,10 +281,10 @@ def drift(source=SOURCE, chapters=CHAPTERS, solutions=SOLUTIONS) -> list[str]:
             said.append(f"{name} differs from its source: run `make notebooks`, then `make execute`.")
     if source == SOURCE and readme_with_table(README, source) != README.read_text(encoding="utf-8"):
         said.append("The README's table of chapters differs from the sources: run `make notebooks`.")
-    drawings = dict(_drawings()) if source == SOURCE else {}
-    for file in sorted({*drawings, *diagrams.FOLDER.glob("*")} if drawings else ()):
-        if not file.exists() or file.read_text(encoding="utf-8") != drawings.get(file):
-            said.append(f"docs/diagrams/{file.name} is not as utils/workbook/diagrams/ draws it: run `make notebooks`.")
+    documents = _documents() if source == SOURCE else {}
+    for file in sorted({*documents, *diagrams.FOLDER.glob("*")} if documents else ()):
+        if not file.exists() or file.read_text(encoding="utf-8") != documents.get(file):
+            said.append(f"{file.relative_to(ROOT)} is not as it is generated: run `make notebooks`.")
     names = set(chapter_names(source=source))
     for file in [*sorted(chapters.glob("[!.]*.ipynb")), *sorted(solutions.glob("[!.]*.ipynb"))]:
         if file.stem not in names:
