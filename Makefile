@@ -27,7 +27,7 @@ RUN := $(PY) -m utils.workbook
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
 .PHONY: help setup place FORCE lab start update progress test test-full lint unit drift nbval mutants portable \
-        notebooks execute spread bench report models models-smoke models-report clean
+        notebooks execute spread bench report models models-smoke models-report ten-minutes clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-22s %s\n", $$1, $$2}'
@@ -116,6 +116,9 @@ models-smoke: $(STAMP)  ## train a minute-sized version and prove that the loss 
 
 models-report: $(STAMP)  ## measure the shipped models and write their cards
 	@$(PY) -m utils.training report
+
+ten-minutes: $(STAMP)  ## from a fresh clone to the first ✓ in Chromium, by what the screen shows: seconds and clicks
+	@$(PY) tests/first_ten_minutes.py
 
 clean:  ## remove .venv and caches; your work/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""From a fresh clone to the first ✓ as a learner comes there, by what the screen shows: `python tests/first_ten_minutes.py`.
+"""From a fresh clone to the first ✓ as a learner comes there, by what the screen shows: `make ten-minutes`.
 
 Clones the repository into an empty folder, calls `make lab` there with this Python in place of a set-up, opens the URL
 that the terminal shows last, and in Chromium clicks and types only where something is seen. Prints each step with its

@@ -28,7 +28,7 @@
       { LabIcon }, { Widget }] = await Promise.all(
       ['application', 'apputils', 'rendermime', 'notebook', 'services', 'coreutils', 'ui-components']
         .map(name => lib(`@jupyterlab/${name}`)).concat(lib('@lumino/widgets')));
-    const { ICommandPalette, MainAreaWidget, Notification, ToolbarButton } = apputils;
+    const { ICommandPalette, MainAreaWidget, Notification, ToolbarButton, WidgetTracker } = apputils;
     const { INotebookTracker } = notebook;
     const { PageConfig, URLExt } = coreutils;
     const icon = new LabIcon({ name: 'workbook:exercises', svgstr: ICON });
@@ -255,17 +255,21 @@
 
       // ---------------------------------------------------------------- tab, panel, ways back
 
+      const tabs = new WidgetTracker({ namespace: NAME });
       function open({ activate = true } = {}) {
         if (!tab || tab.isDisposed) {
           tab = new MainAreaWidget({ content });
           tab.id = NAME;
           Object.assign(tab.title, { label: 'Start', caption: 'The workbook: chapters and where you are', closable: true, icon: house });
           tab.disposed.connect(() => (tab = undefined));
+          tabs.add(tab);
         }
         if (!tab.isAttached) shell.add(tab, 'main', { mode: 'tab-before', activate });
         if (activate) shell.activateById(tab.id);
       }
-      commands.addCommand('workbook:start', { label: 'Workbook: start page', icon: house, execute: () => open() });
+      commands.addCommand('workbook:start', {
+        label: 'Workbook: start page', icon: house, execute: args => open({ activate: !args.restored })
+      });
       palette?.addItem({ command: 'workbook:start', category: 'Workbook' });
       docRegistry.addWidgetExtension('Notebook', {
         createNew: widget => {
@@ -280,10 +284,12 @@
       const again = sessionStorage.getItem(once);
       sessionStorage.setItem(once, 'seen');
       const asked = /\/(tree|doc)\//.test(location.pathname);
+      // In the layout from the start, so that JupyterLab finds something there and opens no Launcher.
+      restorer?.restore(tabs, { command: 'workbook:start', args: () => ({ restored: true }), name: () => 'start' });
       open({ activate: !again && !asked });
       app.restored.then(() => {
         if (!again) shell.activateById(panel.id);
-        if (!again && !asked) open();
+        if (!tab?.isAttached || (!again && !asked)) open({ activate: !asked && (!again || !tracker.size) });
         look();
       });
     }
