@@ -230,6 +230,11 @@ def test_arrival(lab, page):
         assert seen[1] == "solid" or len(reached) == 1, f"the focus on {seen[0]} is not seen"
     assert reached == links
 
+    # A reload finds it again, and no Launcher in its place.
+    page.reload()
+    page.wait_for_selector("#wb-go")
+    assert not page.locator(".jp-Launcher").count()
+
 
 def test_a_learners_way(lab, page):
     _, work = lab
