@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from utils.workbook import WorkbookError
 
 PREDICT = "> **Predict.**"
-UNPAIRED = {"00", "01", "02", "03", "04", "08"}  # chapters still to be converted
+UNPAIRED = {"00", "01", "02", "03", "04"}  # chapters still to be converted
 SEE = re.compile(r"^\*\*What you should see\.\*\* *(.+?)(?=\n\n|\Z)", re.M | re.S)
 DETAILS = re.compile(r"<details>.*?</details>", re.S)
 NUMBER = re.compile(r"(?<![\w.])(-?\d+(?:\.\d+)?)(?!\w|\.\d)(\s?%)?")
