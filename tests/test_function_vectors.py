@@ -1,11 +1,20 @@
 """Chapter 10: nnsight's numbers against transformers' own hooks, the fast effects against the slow ones, bad input."""
 
+import importlib.abc
 import os
+import sys
 
+import nnsight
 import pytest
 import torch
+from jaxtyping import Float
+from nnsight.intervention.backends.local import LocalSimulationBackend as Backend
+from nnsight.schema.request import RequestModel
+from torch import Tensor
 
 from utils import function_vectors as fv
+from utils.checks import function_vectors as check_fv
+from utils.checks.compare import difference
 from utils.checks.function_vectors import HEADS, LAYERS, PAIRS, few_shot, small_model, vector, zero_shot
 from utils.models import load_nnsight
 from utils.world import TASKS
@@ -133,6 +142,96 @@ def test_a_vector_of_zeros_writes_what_the_model_writes():
 # ---------------------------------------------------------------- far away
 
 
+class Lacking(importlib.abc.MetaPathFinder):
+    """What a stock NDIF server does not have installed can't be imported."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("utils", "jaxtyping", "transformer_lens", "sae_lens", "plotly"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@pytest.fixture
+def far_away(monkeypatch):
+    """Traces are packed as for a server and unpacked where the course is not installed; yields the packets' sizes."""
+    hide, put_back, serialize = Backend._hide_local_modules, Backend._restore, RequestModel.serialize
+    lacking, sizes = Lacking(), []
+
+    def hidden(self):
+        modules = hide(self)
+        sys.meta_path.insert(0, lacking)
+        return modules
+
+    def restored(self, modules):
+        sys.meta_path.remove(lacking)
+        put_back(self, modules)
+
+    def counted(*args, **kwargs):
+        sizes.append(len(blob := serialize(*args, **kwargs)))
+        return blob
+
+    monkeypatch.setattr(Backend, "_hide_local_modules", hidden)
+    monkeypatch.setattr(Backend, "_restore", restored)
+    monkeypatch.setattr(RequestModel, "serialize", counted)
+    monkeypatch.setenv("WORKBOOK_REMOTE", "local")
+    yield sizes
+
+
+def traced(name: str):
+    """What a function of the chapter that traces gives on the checks' own model."""
+    model, few, zero = small_model(), few_shot(5), zero_shot()
+    return {
+        "calculate_h": lambda: fv.calculate_h(model, few, 1),
+        "intervene_with_h": lambda: fv.intervene_with_h(model, zero, vector(), 1),
+        "calculate_h_and_intervene": lambda: fv.calculate_h_and_intervene(model, few, zero, 1),
+        "mean_head_outputs": lambda: fv.mean_head_outputs(model, few),
+        "calculate_fn_vectors_and_intervene": lambda: fv.calculate_fn_vectors_and_intervene(model, few, [1]),
+        "calculate_fn_vector": lambda: fv.calculate_fn_vector(model, few, [(1, 0), (2, 1)]),
+        "intervene_with_fn_vector": lambda: fv.intervene_with_fn_vector(model, "hot", 1, vector()),
+        "steer": lambda: fv.steer(model, few.prompts[0], 1, vector(), 3),
+        "accuracy": lambda: fv.accuracy(model, zero, vector(), 1),
+    }[name]()
+
+
+TRACED = (
+    "calculate_h",
+    "intervene_with_h",
+    "calculate_h_and_intervene",
+    "mean_head_outputs",
+    "calculate_fn_vectors_and_intervene",
+    "calculate_fn_vector",
+    "intervene_with_fn_vector",
+    "steer",
+    "accuracy",
+)
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_traces_run_where_the_course_is_not_installed(name, far_away, monkeypatch):
+    there = traced(name)
+    assert far_away
+    monkeypatch.delenv("WORKBOOK_REMOTE")
+    assert difference(there, traced(name)) is None
+
+
+def doubled(x: Float[Tensor, "seq d_vocab"]):
+    return 2 * x
+
+
+def test_an_annotation_that_no_server_can_evaluate_is_refused(far_away):
+    model = small_model()
+    with pytest.raises(ModuleNotFoundError, match="jaxtyping"), model.trace("hot", remote="local"):
+        nnsight.save(doubled(model.lm_head.output[0]))
+
+
+def test_checks_send_nothing_away(far_away):
+    assert check_fv.calculate_h.verdict(fv.calculate_h).state == "solved"
+    assert not far_away and os.environ["WORKBOOK_REMOTE"] == "local"
+
+
+def test_the_folder_of_a_model_is_not_looked_up_at_the_hub():
+    assert load_nnsight("lm")._remoteable_model_key()
+
+
 def test_remote_needs_a_key_from_the_environment(monkeypatch):
     monkeypatch.delenv("WORKBOOK_REMOTE", raising=False)
     assert fv.remote_options() == {}
@@ -142,6 +241,12 @@ def test_remote_needs_a_key_from_the_environment(monkeypatch):
         fv.calculate_h(small_model(), few_shot())
     monkeypatch.setenv("NDIF_API_KEY", "not-a-key")
     assert fv.remote_options() == {"remote": True} and "NDIF_API_KEY" in os.environ
+    monkeypatch.delenv("NDIF_API_KEY")
+    monkeypatch.setattr(nnsight.CONFIG.API, "HOST", "http://localhost:5001")
+    assert fv.remote_options() == {"remote": True}
+    monkeypatch.setenv("WORKBOOK_REMOTE", "yes")
+    with pytest.raises(ValueError, match="set it to 1 or local"):
+        fv.remote_options()
 
 
 # ---------------------------------------------------------------- the shipped model

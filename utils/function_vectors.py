@@ -7,6 +7,10 @@ with nnsight; `model` is nnsight's wrapper of a GPT-2-like model. A *head* is a 
 `(layer, head)`.
 """
 
+# As strings: a server without jaxtyping can rebuild the functions that travel with a
+# trace.
+from __future__ import annotations
+
 import os
 import random
 from collections.abc import Sequence
@@ -241,21 +245,29 @@ def out_weights(model, layer: int) -> Float[Tensor, "head d_head d_model"]:
 
 
 def remote_options() -> dict:
-    """What to pass to `trace` and `generate`: nothing by default, `remote=True` where
-    `WORKBOOK_REMOTE=1`.
+    """What to pass to `trace` and `generate`, by `WORKBOOK_REMOTE`: nothing without it;
+    `1`, run on NDIF, or on the server that `NDIF_HOST` names; `local`, pack the trace
+    as for a server, and run what was unpacked here.
 
     Raises:
-        ValueError: remote is asked for without a key in the environment.
+        ValueError: the variable holds another word, or NDIF's own server is asked
+            without a key in the environment.
     """
-    if os.environ.get("WORKBOOK_REMOTE") != "1":
+    where = os.environ.get("WORKBOOK_REMOTE", "")
+    if where in ("", "0"):
         return {}
-    if not os.environ.get("NDIF_API_KEY"):
+    if where not in ("1", "local"):
+        raise ValueError(f"WORKBOOK_REMOTE is {where!r}: set it to 1 or local")
+    public = nnsight.CONFIG.API.HOST == "https://api.ndif.us"
+    if where == "1" and public and not os.environ.get("NDIF_API_KEY"):
         raise ValueError(
             "WORKBOOK_REMOTE=1 needs NDIF's key in the environment: set NDIF_API_KEY "
             "(free at login.ndif.us), "
             "or unset WORKBOOK_REMOTE to run on this machine"
         )
-    return {"remote": True}
+    # The source of `layer_output` and the like travels with each request.
+    nnsight.register("utils")
+    return {"remote": True if where == "1" else "local"}
 
 
 # -------------------------------- the mean residual state

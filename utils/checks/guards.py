@@ -352,14 +352,17 @@ def random_states() -> tuple:
 
 @contextlib.contextmanager
 def kernel_kept() -> Iterator[None]:
-    """The body may seed and set what it likes: the learner's kernel goes on as if nothing had run."""
+    """The body may seed and set what it likes: the learner's kernel goes on as if nothing had run. Nothing is sent to
+    a server in it: the checks' models are on this machine only."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    kernel = Kernel()
+    kernel, remote = Kernel(), os.environ.pop("WORKBOOK_REMOTE", None)
     try:
         yield
     finally:
         kernel.restore()
+        if remote is not None:
+            os.environ["WORKBOOK_REMOTE"] = remote
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])

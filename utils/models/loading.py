@@ -111,7 +111,13 @@ def load_nnsight(name: str = "lm"):
         from nnsight import LanguageModel
 
         # Without a device, nnsight's pipeline moves the model to the first GPU that it finds.
-        return LanguageModel(hf, tokenizer=tokenizer, device=device())
+        model = LanguageModel(hf, tokenizer=tokenizer, device=device())
+        if profile() == "embedded":
+            from nnsight.modeling import huggingface
+
+            # A folder's name is its id, also for a remote trace: nothing is looked up at the hub.
+            huggingface._ID_CACHE[model.repo_id] = model.repo_id
+        return model
 
 
 def load(name: str = "lm", processed: bool = True, cls: type[HookedTransformer] = HookedTransformer):
