@@ -19,8 +19,8 @@ from IPython.utils.capture import capture_output
 from jaxtyping import Float
 from torch import Tensor
 
-from utils import checks
-from utils.checks import engine, hints, progress
+from utils import checks, kv_cache
+from utils.checks import engine, hints, progress, sampling
 from utils.checks.compare import difference
 from utils.checks.engine import Chapter
 
@@ -786,3 +786,52 @@ def test_same(got, want):
 )
 def test_different(got, want, sentence):
     assert sentence in difference(got, want)
+
+
+# ---------------------------------------------------------------- a class in steps
+
+
+def cache_with(**methods) -> type:
+    """The learner's cache: methods that are not given are still stubs."""
+
+    class Stubs:
+        def append(self, layer, k, v):
+            raise NotImplementedError
+
+        def positions(self, new):
+            raise NotImplementedError
+
+        def allowed(self, new):
+            raise NotImplementedError
+
+    ours = kv_cache.KeyValueCache
+    given = {name: vars(ours)[name] for name in ("__init__", "select")}
+    return type("KeyValueCache", (), {**vars(Stubs), **given, **methods})
+
+
+def test_each_step_of_a_class_is_judged_beside_the_workbooks_others(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORKBOOK_WORK", str(tmp_path))
+    ours = vars(kv_cache.KeyValueCache)
+
+    def append(self, layer, k, v):
+        return ours["append"](self, layer, k, v)
+
+    def forgets(self, layer, k, v):
+        ours["append"](self, layer, k, v)
+        return k, v
+
+    def positions(self, new):
+        return ours["positions"](self, new)
+
+    def said(**methods):
+        sampling.check(cache_with(**methods))
+        return capsys.readouterr().out
+
+    assert "○ KeyValueCache: not written yet (`append`, `positions`, `allowed`)." in said()
+    right = "○ KeyValueCache: right so far: `append`; not written yet (`positions`, `allowed`)."
+    assert right in said(append=append)
+    assert "right so far: `append`, `positions`; not written yet (`allowed`)" in said(
+        append=append, positions=positions
+    )
+    wrong = said(append=forgets)
+    assert "✗ KeyValueCache: " in wrong and "not written yet (`positions`, `allowed`)" in wrong

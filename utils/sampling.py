@@ -23,6 +23,8 @@ from utils.transformer import DemoTransformer, get_log_probs
 # What chapter 03 imports: all but its exercises.
 __all__ = [
     "PAD",
+    "apply_temperature",
+    "greedy_search",
     "repetition_rate",
     "require",
     "require_logits",

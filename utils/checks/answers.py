@@ -73,6 +73,12 @@ def with_names(said: str, solution: Callable) -> str:
     return f"{said} ({dims})" if dims and said.startswith("returned shape") else said
 
 
+def code_of(method: object):
+    """The code of a method, below property, staticmethod and classmethod; None where it is none."""
+    method = getattr(method, "fget", None) or getattr(method, "__func__", method)
+    return getattr(method, "__code__", None)
+
+
 def is_stub(error: BaseException | None, files: set[str]) -> bool:
     """Whether this is the stub's own `raise NotImplementedError`; a library's says what is not implemented."""
     if type(error) is not NotImplementedError or error.args:

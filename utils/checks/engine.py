@@ -47,6 +47,7 @@ from utils.checks import guards, progress
 from utils.checks.answers import (
     answer_behind,
     code_files,
+    code_of,
     describe,
     frame_name,
     is_stub,
@@ -58,7 +59,7 @@ from utils.checks.answers import (
 )
 from utils.checks.compare import difference, short
 from utils.checks.guards import tensors_in
-from utils.checks.hints import read_hints, read_table
+from utils.checks.hints import read_hints, read_table, read_todo
 from utils.checks.limits import Interrupted, Printed, TookTooLong, interruptible, limited, printed
 from utils.runtime import seed_everything
 
@@ -288,6 +289,7 @@ class _Judge:
         self.exercise, self.fn, self.where, self.streams, self.brief = exercise, fn, where, streams, brief
         self.used = 0.0
         self.left: list[str] = []
+        self.open: list[str] = []  # methods of a class that are not written yet: ours stand in for them
 
     def verdict(self) -> Verdict:
         exercise = self.exercise
@@ -323,9 +325,7 @@ class _Judge:
         for args, want in zip(cases, wants, strict=True):
             got = self._run(args)
             if not isinstance(want.error, NotImplementedError) and is_stub(got.error, self.where):
-                method = frame_name(got.error, self.where)
-                part = "" if method in (None, exercise.name) else f" (`{method}`)"
-                return Verdict("unwritten", f"not written yet{part}", [])
+                return self._so_far(frame_name(got.error, self.where), cases)
             gots.append(got)
             if self.brief and (said := self._compare(got, want, args)):
                 return Verdict("wrong", said, [])
@@ -349,6 +349,29 @@ class _Judge:
         if said := left or self._asked_of_all(cases, wants, gots):
             return Verdict("wrong", said[0], [])
         return Verdict("solved", "right", [])
+
+    def _so_far(self, method: str | None, cases: list[tuple]) -> Verdict:
+        """What is not written yet; of a class also whether the methods that are written are right beside ours."""
+        exercise, mine, first = self.exercise, self.fn, not self.open
+        steps = vars(exercise.solution) if isinstance(exercise.solution, type) and isinstance(mine, type) else {}
+        if method not in steps or method in self.open or "__class__" in code_of(steps[method]).co_freevars:
+            part = "" if method in (None, exercise.name) else f" (`{method}`)"
+            return Verdict("unwritten", f"not written yet{part}", [])
+        self.open.append(method)
+        judge = _Judge(
+            exercise, type(mine)(mine.__name__, (mine,), {method: steps[method]}), self.where, self.streams, self.brief
+        )
+        judge.used, judge.left, judge.open = self.used, self.left, self.open
+        verdict, self.used = judge._judge(cases), judge.used
+        if not first or verdict.state == "unwritten":
+            return verdict
+        rest = f"not written yet ({_listed(n for n in steps if n in self.open)})"
+        written = [n for n in read_todo(exercise.target) if n not in self.open]
+        if not written:
+            return Verdict("unwritten", rest, [])
+        if verdict.state == "solved":
+            return Verdict("unwritten", f"right so far: {_listed(written)}; {rest}", [])
+        return Verdict(verdict.state, verdict.says, [rest, *verdict.detail])
 
     def _shown(self, args: tuple, got: Outcome, want: Outcome) -> list[str]:
         """The input with its parameters' names and, where they are small, both results whole."""
@@ -674,6 +697,10 @@ def _explain_missing_names() -> None:
 
     if get_ipython() is not None:
         get_ipython().set_custom_exc((NameError,), explain)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _models_in(args: tuple) -> dict[int, object]:

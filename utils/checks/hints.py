@@ -7,8 +7,18 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "chapters" / "source"
 
 FENCE = re.compile(r'^```python [^\n]*?exercise="([\w.]+)"[^\n]*\n```[ \t]*$', re.M)
+TODO = re.compile(r'\btodo="([^"]*)"')
 DETAILS = re.compile(r"<details>\s*<summary>(.*?)</summary>(.*?)</details>", re.S)
 NEXT_CODE = re.compile(r"^```python", re.M)
+
+
+def read_todo(target: str, folder: Path = SOURCE) -> list[str]:
+    """The methods to write of a class, as its marker names them; none where it names none."""
+    for path in sorted(folder.glob("[!.]*.md")):
+        for fence in FENCE.finditer(path.read_text(encoding="utf-8")):
+            if fence[1] == target and (todo := TODO.search(fence[0])):
+                return todo[1].split()
+    return []
 
 
 def read_hints(target: str, folder: Path = SOURCE) -> list[tuple[str, str]]:

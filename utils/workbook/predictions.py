@@ -24,8 +24,7 @@ from dataclasses import dataclass
 
 from utils.workbook import WorkbookError
 
-PREDICT = "> **Predict.**"
-UNPAIRED = {"00", "01", "02", "03", "04"}  # chapters still to be converted
+PREDICT = "> **Predict"
 SEE = re.compile(r"^\*\*What you should see\.\*\* *(.+?)(?=\n\n|\Z)", re.M | re.S)
 DETAILS = re.compile(r"<details>.*?</details>", re.S)
 NUMBER = re.compile(r"(?<![\w.])(-?\d+(?:\.\d+)?)(?!\w|\.\d)(\s?%)?")
@@ -89,17 +88,16 @@ def predictions(cells: list, chapter: str) -> list[Prediction]:
         if cell.cell_type == "markdown":
             question = _question(cell.source, chapter)
             if question and not (k + 1 < len(cells) and _is_guess(cells[k + 1])):
-                if chapter[:2] not in UNPAIRED:
-                    raise WorkbookError(
-                        f"{chapter}: “{question[:60]}…” must be followed at once by its cell `expect(…, ...)`."
-                    )
+                raise WorkbookError(
+                    f"{chapter}: “{question[:60]}…” must be followed at once by its cell `expect(…, ...)`."
+                )
             continue
         for name in names_of(cell.source, "expect"):
             question = k and cells[k - 1].cell_type == "markdown" and _question(cells[k - 1].source, chapter)
             if not question or not _is_guess(cell):
                 raise WorkbookError(
                     f"{chapter}: `expect({name!r}, …)` must stand in a cell of nothing but such calls, each with ... "
-                    f'or "..." for the guess, right behind its question `{PREDICT} …`.'
+                    f'or "..." for the guess, right behind its question `{PREDICT}.** …`.'
                 )
             if name in found:
                 raise WorkbookError(f"{chapter}: {name!r} is predicted twice: give one of the two another name.")
@@ -118,13 +116,13 @@ def predictions(cells: list, chapter: str) -> list[Prediction]:
 
 
 def _question(text: str, chapter: str) -> str | None:
-    """The prediction that a text ends with; in a chapter that is converted it may stand nowhere else."""
+    """The prediction that a text ends with; it may stand nowhere else."""
     if PREDICT not in text:
         return None
     last = text.rstrip().rpartition("\n\n")[2]
-    if chapter[:2] not in UNPAIRED and (text.count(PREDICT) > 1 or not last.startswith(PREDICT)):
+    if text.count(PREDICT) > 1 or not last.startswith(PREDICT):
         raise WorkbookError(f"{chapter}: “{text[text.index(PREDICT) :][:60]}…” must be the last paragraph of its text.")
-    return text[text.index(PREDICT) :] if last.startswith(PREDICT) else text[text.index(PREDICT) :].split("\n\n")[0]
+    return last
 
 
 def _is_guess(cell) -> bool:
@@ -140,7 +138,8 @@ def _is_open(node) -> bool:
     """Whether it is a call of `expect` with a guess still to be made."""
     if not isinstance(node, ast.Call) or ast.unparse(node.func) != "expect" or len(node.args) != 2:
         return False
-    return isinstance(node.args[1], ast.Constant) and node.args[1].value in (..., "...")
+    guesses = node.args[1].elts if isinstance(node.args[1], ast.List) else [node.args[1]]
+    return all(isinstance(g, ast.Constant) and g.value in (..., "...") for g in guesses)
 
 
 # ---------------------------------------------------------------- what gives an answer away
