@@ -70,7 +70,7 @@
       }
       show_(state) {
         const open = this.tracker.currentWidget;
-        const cells = open?.content.model ? [...open.content.model.cells] : [];
+        const cells = open?.context.isReady ? [...open.content.model.cells] : [];
         const chapter = state.chapters.find(c => cells.some(cell => c.exercises.some(e => e.target === targetOf(cell))))
           ?? state.chapters.find(c => c.file === open?.context.path);
         const key = JSON.stringify([chapter ?? state.chapters, open?.context.path, cells.map(c => [c.id, targetOf(c), headings(c)])]);
