@@ -257,6 +257,11 @@ def test_a_learners_way(lab, page):
     last = next(c for c in notebook.cells if c.id == "check-all").outputs[-1].data["text/markdown"]
     assert [f"(#cell-id={name})" in last for name in exercises] == [True] * len(exercises)
 
+    # What is open stands below, and leads to the exercise.
+    page.click("#wb-section-learned")
+    page.click(".jp-OutputArea a[href='#cell-id=merge_pair']")
+    page.wait_for_selector(".jp-NotebookPanel .jp-mod-active:has-text('Exercise: merge a pair')")
+
     # A typical mistake is named.
     write_and_run(page, "merge_pair", WRONG)
     said = "you merged only the first place"

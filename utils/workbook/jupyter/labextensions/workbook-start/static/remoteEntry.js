@@ -194,24 +194,27 @@
         return !asked || (await asked.done).content.execution_count > 0;
       }
 
-      // `at`: a cell's index, or an exercise's name.
+      // `at`: a cell's index, an exercise's name, or a heading.
       async function go(path, at) {
-        const widget = await commands.execute('docmanager:open', { path });
-        if (!widget?.content?.model) return;
+        const widget = await commands.execute('docmanager:open', { path }).catch(() => null);
+        if (!widget?.content) {
+          Notification.warning(`${path} is not in your folder: make start brings a fresh one.`, { autoClose: 15000 });
+          return;
+        }
         await widget.context.ready;
         await widget.revealed;
         if (at === undefined || at === '') return;
         const cells = [...widget.content.model.cells];
         const found = [`task-${at}`, `about-${at}`, at].map(id => cells.findIndex(c => c.id === id)).find(i => i >= 0)
-          ?? cells.findIndex(c => targetOf(c)?.endsWith(`.${at}`));
+          ?? cells.findIndex(c => targetOf(c)?.endsWith(`.${at}`) || headings(c).some(([, text]) => text === at));
         const index = /^\d+$/.test(at) ? Number(at) : found;
         if (!(index >= 0 && index < cells.length)) {
-          Notification.warning(`The exercise ${at} is not in your copy: make update brings it back.`);
+          Notification.warning(`${at} is not in your copy: make update brings it back.`, { autoClose: 15000 });
           return;
         }
         await reveal(widget, index);
         Notification.dismiss(offer);
-        if (!/^\d+$/.test(at) && !(await hasRun(widget.sessionContext))) {
+        if (found >= 0 && cells[index].id.startsWith('task-') && !(await hasRun(widget.sessionContext))) {
           offer = Notification.info('Nothing above has run in this session yet.', {
             autoClose: 20000,
             actions: [{ label: 'Run all above', displayType: 'accent', callback: () => {
@@ -223,16 +226,18 @@
       }
 
       async function show(name, title) {
+        const id = `workbook-${name}`;
+        if ([...shell.widgets('main')].some(w => w.id === id)) return shell.activateById(id);
         const answer = await ask(`document/${name}`);
         if (!answer.ok) return;
         const renderer = rendermime.createRenderer('text/markdown');
         await renderer.renderModel(new MimeModel({ data: { 'text/markdown': await answer.text() }, trusted: false }));
         renderer.addClass('workbook-document');
         const shown = new MainAreaWidget({ content: renderer });
-        Object.assign(shown, { id: `workbook-${name}` });
+        shown.id = id;
         Object.assign(shown.title, { label: title, closable: true, icon });
         shell.add(shown, 'main');
-        shell.activateById(shown.id);
+        shell.activateById(id);
       }
 
       document.addEventListener('click', event => {
@@ -247,7 +252,7 @@
         else if (name) show(name, link.textContent);
         else if (path) go(path, at);
         else if (href.startsWith('#cell-id=')) go(tracker.currentWidget.context.path, href.slice('#cell-id='.length));
-        else if (chapter && link.closest('.workbook-document')) go(chapter.file, href.split('#cell-id=')[1]);
+        else if (chapter && link.closest('.workbook-document')) go(chapter.file, link.parentNode.querySelector('a + em')?.textContent);
         else return;
         event.preventDefault();
         event.stopImmediatePropagation();
