@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.workbook import CHAPTERS, ROOT, SOLUTIONS
+from utils.workbook import CHAPTERS, README, ROOT, SOLUTIONS
 from utils.workbook.build import read_notebook
 from utils.workbook.chapters import table
 
@@ -99,3 +99,10 @@ def test_what_the_table_for_those_from_arena_names_is_there():
     ours = [(module, name) for module, name in named if (UTILS / f"{module}.py").exists()]
     assert len(ours) >= 15
     assert not [(m, name) for m, name in ours if not hasattr(importlib.import_module(f"utils.{m}"), name)]
+
+
+def test_the_readme_is_short_and_leads_to_what_is_there():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    for file in re.findall(r"(?:\]\(|src(?:set)?=\")(?!http|#)([^)\"#]+)", text):
+        assert (ROOT / file).exists(), file
