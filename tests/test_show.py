@@ -183,7 +183,8 @@ def test_a_moved_slider_draws_the_figure_in_its_place(monkeypatch):
     class Handle:
         def update(self, bundle, raw):
             assert raw
-            updates.append(bundle["application/vnd.plotly.v1+json"]["layout"]["title"]["text"])
+            figure = bundle.get("application/vnd.plotly.v1+json")
+            updates.append(figure["layout"]["title"]["text"] if figure else "away with the one before")
 
     shown, updates = [], []
     monkeypatch.setattr(show, "display", lambda *args, **kwargs: shown.append((args[0], kwargs)) or Handle())
@@ -199,7 +200,7 @@ def test_a_moved_slider_draws_the_figure_in_its_place(monkeypatch):
     assert [bar.description for bar in box.children] == ["top p", "heat"]
     box.children[1].value = 0.5
     box.children[0].value = 0.3
-    assert updates == ["0.9 0.5", "0.3 0.5"]
+    assert updates == ["away with the one before", "0.9 0.5"] + ["away with the one before", "0.3 0.5"]
 
     calls.clear()
     show.sliders(draw, draw(0.5, 1), top_p=(0.5, 0, 1, 0.1), heat=(1, 0, 2, 0.5))

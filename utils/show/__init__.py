@@ -277,8 +277,9 @@ def sliders(draw: Callable[..., go.Figure], shown: go.Figure | None = None, **ra
     }  # fmt: skip
 
     def moved(_) -> None:
-        values = {name: bar.value for name, bar in bars.items()}
-        figure.update(draw(**values)._repr_mimebundle_(), raw=True)
+        drawn = draw(**{name: bar.value for name, bar in bars.items()})
+        figure.update({"text/plain": "…"}, raw=True)  # else JupyterLab keeps the figure that it has drawn
+        figure.update(drawn._repr_mimebundle_(), raw=True)
 
     for bar in bars.values():
         bar.observe(moved, "value")
