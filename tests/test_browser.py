@@ -162,7 +162,11 @@ def printed(notebook, cell_id):
 
 def write_and_run(page, name, code):
     """Replace an exercise cell's code, run it and the check cell below it."""
-    editor = page.locator(".jp-CodeCell .cm-content", has_text=f"def {name}(").first
+    write_and_run_next(page, page.locator(".jp-CodeCell .cm-content", has_text=f"def {name}(").first, code)
+
+
+def write_and_run_next(page, editor, code):
+    """Replace a cell's code, run it and the cell below it."""
     editor.scroll_into_view_if_needed()
     editor.click()
     page.keyboard.press("Control+a")
@@ -257,6 +261,17 @@ def test_a_learners_way(lab, page):
         assert f"○ {name}: not written yet" in printed(notebook, f"check-{name}")
     last = next(c for c in notebook.cells if c.id == "check-all").outputs[-1].data["text/markdown"]
     assert [f"(#cell-id={name})" in last for name in exercises] == [True] * len(exercises)
+
+    # A guess stays in the notebook, and stands beside what is measured.
+    asks = page.locator(".jp-CodeCell .cm-content", has_text="as many bytes as characters").first
+    write_and_run_next(
+        page,
+        asks,
+        'expect("bytes of cat, naïve, 日本, 🍌", [3, 6, 6, 4])\nexpect("as many bytes as characters", "my guess")',
+    )
+    graded = next(c.id for c in code if 'grade("as many bytes as characters"' in c.source)
+    notebook = saved_when(lambda nb: "your guess: my guess" in printed(nb, graded), page, work)
+    assert "your guess: my guess" in printed(notebook, graded)
 
     # What is open stands below, and leads to the exercise.
     page.click("#wb-section-learned")

@@ -22,7 +22,7 @@ def offers(row: Chapter) -> tuple[str, ...]:
         "predictions": f"{paired} of {asked}" if paired else "",
         "recall": sum(len(re.findall(r"^\d+\. ", part, re.M)) for part in recalled),
         "sittings": sum(id.startswith("sitting-") for id in ids),
-        "diagrams": len(re.findall(r"!\[[^]]+\]\(\S+\.svg\)", text)),
+        "diagrams": text.count("data:image/svg+xml"),
         "core min.": row.minutes(core=True),
         "learned": len(row.learned),
         "links": len(ways[0]) if len(ways) == 2 and ways[0] == ways[1] else 0,
