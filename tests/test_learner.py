@@ -395,7 +395,8 @@ def test_all_the_work_of_the_first_version_moves_into_todays_chapters(tmp_path, 
         for name, cells in now.items():
             here = [k for k, c in enumerate(cells) if c.metadata.get("exercise") in moved.homes(target)]
             if here:
-                around = [c.source for c in cells[max(0, here[0] - 2) : here[-1] + 3]]
+                parts = sum(moved.homes(other) == moved.homes(target) for other in wrote)  # that became one exercise
+                around = [c.source for c in cells[max(0, here[0] - 2) : here[-1] + 2 + parts]]
                 assert text in around, f"{target} is not at its exercise in {name}"
                 break
         else:
