@@ -1,7 +1,7 @@
 """Views that the chapters share: the Plotly template, heatmaps, token strips, claims, circuitsvis without a network.
 
 Importing this module sets the template for every Plotly figure: transparent ground and mid-grey text, so that the
-same figure reads well in JupyterLab's light and dark themes.
+same figure reads well in JupyterLab's light and dark themes. It also lets a cell that runs long say so.
 """
 
 import html
@@ -20,6 +20,8 @@ import plotly.graph_objects as go
 import plotly.io as pio
 import torch
 from IPython.display import HTML, Markdown, display
+
+from utils.show.waiting import show_waiting
 
 # As far from white as from JupyterLab's dark ground, a contrast of 4 and more to each.
 GREY = "#767e86"
@@ -53,6 +55,7 @@ pio.templates["workbook"] = go.layout.Template(
     ),
     data=dict(heatmap=[dict(colorbar=_bar)]),
 )
+show_waiting()
 pio.templates.default = "workbook"
 pio.renderers.default = "plotly_mimetype"  # data only: the notebook's own plotly draws it, without a network
 
