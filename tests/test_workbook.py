@@ -7,11 +7,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 from small_course import SOURCE, cell
 
 from utils.workbook import ROOT, WorkbookError, chapter_names
 from utils.workbook.__main__ import main
-from utils.workbook.build import build, build_chapter, drift, read_notebook, solution_code, stub_code
+from utils.workbook.build import build, build_chapter, drift, read_notebook, solution_code, stub_code, with_outputs
 
 # ---------------------------------------------------------------- build
 
@@ -76,6 +77,18 @@ def test_changed_word_keeps_other_cells_and_outputs(course):
     said = " ".join(drift(source, chapters, solutions))
     assert ": not executed since it changed" in said
     assert "the cell check-device and 1 more: a check that did not pass" in said
+
+
+def test_the_table_of_predictions_is_recorded_anew_where_one_has_changed():
+    def notebook(answer):
+        cells = {"a": 'expect("n", ...)', "b": f'grade("n", {answer})', "c": "guesses()", "d": "x = 1"}
+        return new_notebook(cells=[new_code_cell(code, id=id, execution_count=1) for id, code in cells.items()])
+
+    for answer, kept in ((4, [1, 1, 1, 1]), (5, [1, None, None, 1])):
+        new = notebook(answer)
+        for c in new.cells:
+            c.execution_count = None
+        assert [c.execution_count for c in with_outputs(new, notebook(4)).cells] == kept
 
 
 def test_drift_names_what_is_wrong(course):
