@@ -105,6 +105,25 @@ def test_a_forked_kernel_is_as_one_that_starts_anew(tmp_path, monkeypatch):
     assert not psutil.pid_exists(left.km.provisioner.process.pid)
 
 
+def test_a_kernel_that_can_not_start_ends_and_another_is_started(monkeypatch, tmp_path):
+    """As where its port was taken meanwhile: it must not wait for itself, and the next one gets other ports."""
+    monkeypatch.setattr(testing, "_nursery", nursery := Nursery(["wave"]))
+    monkeypatch.setattr(testing, "_libraries", ["wave"])
+    launch, tries = nursery.launch, []
+
+    def launch_the_first_in_vain(command, **options):
+        tries.append(command)
+        return launch([*command, "--IPKernelApp.trio_loop=no"] if len(tries) == 1 else command, **options)
+
+    monkeypatch.setattr(nursery, "launch", launch_the_first_in_vain)
+    try:
+        kernel = RunningKernel(CURRENT_ENV_KERNEL_NAME, str(tmp_path), startup_timeout=execute.START_SECONDS)
+        assert printed_by(kernel, "print(1 + 1)") == ["2"] and len(tries) == 2
+        kernel.stop()
+    finally:
+        nursery.close()
+
+
 @pytest.mark.parametrize("used, ends", [(0.0, False), (700.0, True)])
 def test_a_cells_limit_counts_the_kernels_time(monkeypatch, used, ends):
     """An hour by the clock in which the kernel got no processor ends no cell; so much processor time does."""

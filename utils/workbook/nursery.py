@@ -50,7 +50,12 @@ def become_kernel(arguments: list[str], env: dict[str, str], cwd: str) -> None:
     sys.argv = arguments
     from ipykernel.kernelapp import launch_new_instance
 
-    launch_new_instance()
+    # Whatever ends it: a kernel that can't start (its port was taken meanwhile) would else wait for its own sockets.
+    try:
+        launch_new_instance()
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
 
 
 def _own_group(pid: int) -> None:

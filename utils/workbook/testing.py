@@ -38,6 +38,7 @@ PARTS = {
 LONGEST_NOTEBOOK = 120  # seconds
 IMPORTS = "solutions/ (what all kernels import)"
 MEMORY = 6.0  # GB
+ATTEMPTS = 3  # to start a notebook's kernel
 
 
 def test(arguments: list[str] = ()) -> int:
@@ -142,7 +143,12 @@ def start(self, *args, **options):
     if _libraries and not _nursery:
         _nursery = Nursery(_libraries)
     with _nursery.starts_kernels() if _nursery else nullcontext():
-        _start(self, *args, **options)
+        for attempt in range(ATTEMPTS):
+            try:
+                return _start(self, *args, **options)
+            except RuntimeError:  # it died: another process took one of its ports first
+                if attempt == ATTEMPTS - 1:
+                    raise
 
 
 nbval.kernel.RunningKernel.__init__ = start
