@@ -13,6 +13,7 @@ from utils.checks import engine
 from utils.checks.engine import Chapter
 from utils.checks.hints import read_hints
 from utils.workbook import mutants
+from utils.workbook.chapters import table
 
 MODULES = [importlib.import_module(f"utils.checks.{m.name}") for m in pkgutil.iter_modules(checks.__path__)]
 # A chapter's second module has the same one.
@@ -98,6 +99,26 @@ def test_every_promised_exception_is_provoked(exercise):
     promised = {name for text in said if text for name in re.findall(r"^    (\w+):", text[1], re.M)}
     raised = {type(exercise._run(solution, args).error).__name__ for args in exercise.prepared()}
     assert promised <= raised
+
+
+# A slow loop that is there is right; each of its four steps makes it faster, and the check says ✓ after each.
+ALWAYS_RIGHT = {"utils.tokenization.train_bpe"}
+LONG = {e.target for row in table() for e in row.exercises if e.minutes >= 30}
+
+
+@pytest.mark.parametrize("exercise", [e for e in EXERCISES if e.target in LONG], ids=lambda e: e.target)
+def test_a_long_task_comes_in_steps_with_a_check_of_each(exercise):
+    if len(METHODS[exercise.target]) > 1 or exercise.target in ALWAYS_RIGHT:  # a class's methods are its steps
+        return
+    cases = exercise.prepared()
+    wants = [exercise._run(exercise.solution, args) for args in cases]
+    right_steps = engine._Judge(exercise, exercise.solution, set(), [], False)._right_steps
+    gots = [engine.Outcome(error=NotImplementedError()) for _ in cases]
+    assert len(exercise.steps) > 1 and not right_steps(gots, wants, cases)
+    for n, (concerns, _) in enumerate(exercise.steps.values(), start=1):
+        gots = [want if concerns(*args) else got for got, want, args in zip(gots, wants, cases, strict=True)]
+        assert f"step {n}," in right_steps(gots, wants, cases)[0]
+    assert any(got.error for got in gots), "what comes after the last step?"
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=IDS)

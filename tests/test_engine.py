@@ -835,3 +835,23 @@ def test_each_step_of_a_class_is_judged_beside_the_workbooks_others(capsys, monk
     )
     wrong = said(append=forgets)
     assert "✗ KeyValueCache: " in wrong and "not written yet (`positions`, `allowed`)" in wrong
+
+
+def test_each_step_of_a_long_function_is_judged_by_itself(chapter):
+    exercise = chapter.exercises["double"]
+    exercise.step("the shape", part=lambda result: result.shape)(lambda x: True)
+    exercise.step("of nothing")(lambda x: x.numel() == 0)
+
+    def at_first(x):
+        if x.numel():
+            raise NotImplementedError
+        return x
+
+    def shapes(x):
+        return x + 7
+
+    assert exercise.verdict(shapes).detail[0] == "right so far: step 1, the shape; step 2, of nothing"
+    assert "so far" not in exercise.verdict(at_first).says
+    del exercise.steps["the shape"]
+    assert exercise.verdict(at_first).says == "right so far: step 1, of nothing; the rest is not written yet"
+    assert not any("so far" in line for line in exercise.verdict(lambda x: None).detail)

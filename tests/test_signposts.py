@@ -82,6 +82,8 @@ def test_every_chapter_says_its_sittings_and_what_they_take(row):
     cells = read_notebook(CHAPTERS / f"{row.name}.ipynb").cells
     said = [re.search(r"about (\d+) .* core (\d+), optional (\d+)", c.source) for c in cells if "sitting-" in c.id]
     minutes = [tuple(map(int, s.groups())) for s in said]
+    numbered = [c.id for c in cells if re.match(r"## 1 ·|\*\*Sitting 1 ", c.source)]
+    assert numbered[:1] == ["sitting-1"] and len(numbered) <= 2, "a numbered section stands above the first sitting"
     assert all(whole == core + optional <= LONGEST_SITTING for whole, core, optional in minutes)
     assert sum(whole for whole, *_ in minutes) == row.minutes()
     assert sum(core for _, core, _ in minutes) == row.minutes(core=True)

@@ -36,7 +36,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import torch
@@ -129,6 +129,7 @@ class Exercise:
         self.same = same or (lambda got, want, *args: difference(got, want, rtol, atol))
         self.mistakes: dict[str, Callable] = {}
         self.laws: dict[str, Callable] = {}
+        self.steps: dict[str, tuple[Callable, Callable]] = {}
         self.right_answers: list[Callable] = []
         self._cases: Callable[[], Iterable[tuple]] = lambda: [()]
 
@@ -151,6 +152,16 @@ class Exercise:
     def law(self, sentence: str):
         """Decorator: takes the function under test, returns whether what `sentence` demands holds."""
         return self._into(self.laws, sentence)
+
+    def step(self, what: str, part: Callable = lambda result: result):
+        """Decorator, in the order of the steps: of a long function, what can be right before all is. It takes a case's
+        arguments and says whether the step concerns them; `part` takes from a result what counts there."""
+
+        def register(concerns: Callable) -> Callable:
+            self.steps[what] = concerns, part
+            return concerns
+
+        return register
 
     def right(self, answer: Callable):
         """Decorator: another right answer, which the check must accept."""
@@ -321,14 +332,21 @@ class _Judge:
     def _judge(self, cases: list[tuple]) -> Verdict:
         exercise = self.exercise
         wants = [exercise._run(exercise.solution, args) for args in cases]
-        gots = []
+        gots, unwritten = [], None
         for args, want in zip(cases, wants, strict=True):
             got = self._run(args)
             if not isinstance(want.error, NotImplementedError) and is_stub(got.error, self.where):
-                return self._so_far(frame_name(got.error, self.where), cases)
+                unwritten = unwritten or got.error
+                if not exercise.steps:
+                    break
             gots.append(got)
-            if self.brief and (said := self._compare(got, want, args)):
+            if self.brief and not unwritten and (said := self._compare(got, want, args)):
                 return Verdict("wrong", said, [])
+        if unwritten:
+            right = self._right_steps(gots, wants, cases)
+            if right:
+                return Verdict("unwritten", f"{right[0]}; the rest is not written yet", [])
+            return self._so_far(frame_name(unwritten, self.where), cases)
         said = [self._compare(got, want, args) for got, want, args in zip(gots, wants, cases, strict=True)]
         for stream in self.streams:
             stream.muted = True  # what an answer prints was seen once
@@ -336,7 +354,7 @@ class _Judge:
             # What a refused input shows least of all is how the answer computes.
             first = min((i for i, s in enumerate(said) if s), key=lambda i: wants[i].error is not None)
             found = functools.partial(Verdict, "wrong", failed=cases[first] if exercise.direct else None)
-            detail = notebook_values(self.fn, exercise.solution)
+            detail = [*self._right_steps(gots, wants, cases), *notebook_values(self.fn, exercise.solution)]
             if named := self._named(gots, wants, cases, first):
                 return found(named, [*detail, *self.left[:1]])
             detail += line_of(gots[first].error, self.where) or self._shown(cases[first], gots[first], wants[first])
@@ -344,7 +362,7 @@ class _Judge:
                 return found(law[0], [said[first], *detail])
             return found(with_names(said[first], exercise.solution), [*detail, *self.left[:1]])
         if law := self._broken_law():
-            return Verdict("wrong", law[0], [*law[1:], *self.left[:1]])
+            return Verdict("wrong", law[0], [*self._right_steps(gots, wants, cases), *law[1:], *self.left[:1]])
         left = [] if "clean" in exercise.without else self.left[:1]
         if said := left or self._asked_of_all(cases, wants, gots):
             return Verdict("wrong", said[0], [])
@@ -372,6 +390,16 @@ class _Judge:
         if verdict.state == "solved":
             return Verdict("unwritten", f"right so far: {_listed(written)}; {rest}", [])
         return Verdict(verdict.state, verdict.says, [rest, *verdict.detail])
+
+    def _right_steps(self, gots, wants, cases) -> list[str]:
+        """Of a long function in steps, in one line, those that are right up to the first that is not."""
+        right = []
+        for n, (what, (concerns, part)) in enumerate(self.exercise.steps.items(), start=1):
+            for got, want, args in zip(gots, wants, cases, strict=False):
+                if concerns(*args) and self._compare(_part(got, part), _part(want, part), args):
+                    return [f"right so far: {'; '.join(right)}"] if right else []
+            right.append(f"step {n}, {what}")
+        return [f"right so far: {'; '.join(right)}"] if right else []
 
     def _shown(self, args: tuple, got: Outcome, want: Outcome) -> list[str]:
         """The input with its parameters' names and, where they are small, both results whole."""
@@ -502,6 +530,15 @@ class _Judge:
                 if said:
                     return f"right numbers, but another gradient with respect to `{name}`: is a part of it detached?"
         return None
+
+
+def _part(outcome: Outcome, part: Callable) -> Outcome:
+    if outcome.error is not None:
+        return outcome
+    try:
+        return replace(outcome, value=part(outcome.value))
+    except Exception as error:  # an answer may have returned anything
+        return replace(outcome, error=error)
 
 
 def _another_default(got: object, want: object) -> bool:

@@ -832,6 +832,15 @@ def _(model, tokens, ablation_function=ind.head_ablation_hook):
 get_ablation_scores_batched = loop_exercise(ind.get_ablation_scores_batched)
 
 
+def is_repeated(model, tokens, *_):
+    half = tokens.shape[1] // 2
+    return tokens.max() < model.cfg.d_vocab and torch.equal(tokens[:, -half:], tokens[:, -2 * half : -half])
+
+
+get_ablation_scores_batched.step("the heads of the last layer", part=lambda scores: scores[-1])(is_repeated)
+get_ablation_scores_batched.step("all heads")(is_repeated)
+
+
 @get_ablation_scores_batched.mistake(
     "every copy has lost all heads of the pass: each head is ablated in its own copy of the batch only"
 )

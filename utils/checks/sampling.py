@@ -899,6 +899,29 @@ def _():
     yield torch.tensor([3] * 15), 2, 4
 
 
+def within_context(prompt, n):
+    return 0 < len(prompt) <= len(prompt) + n <= small_demo(1).cfg.n_ctx
+
+
+def searched_within(prompt, num_beams, n):
+    return 1 <= num_beams <= small_demo(1).cfg.d_vocab and within_context(prompt, n)
+
+
+@beam_search.step("texts that don't end")
+def _(prompt, num_beams, n, eos=None, ban=None, cached=True):
+    return eos is None and ban is None and searched_within(prompt, num_beams, n)
+
+
+@beam_search.step("texts that end")
+def _(prompt, num_beams, n, eos=None, ban=None, cached=True):
+    return eos is not None and ban is None and searched_within(prompt, num_beams, n)
+
+
+@beam_search.step("the ban")
+def _(prompt, num_beams, n, eos=None, ban=None, cached=True):
+    return ban is not None and searched_within(prompt, num_beams, n)
+
+
 def search(
     model, prompt, num_beams, n, eos=None, ban=None, cached=True, stop=True, running=True, ended=True, limit=True
 ):
@@ -1000,6 +1023,7 @@ TransformerSampler = exercise(sp.TransformerSampler, use=use_transformer_sampler
 @TransformerSampler.cases
 def _():
     prompts = [[3, 4, 5], [1], [6, 2, 2, 8]]
+    yield [[3, 4, 5]], 4, {"stop_at_eos": False}
     yield prompts, 4, {"stop_at_eos": False}
     yield prompts, 4, {"stop_at_eos": False, "use_cache": False}
     yield [[3, 4, 5], [10], [13], [12, 14], [16, 11, 2, 8], [15]], 8, {}
@@ -1017,6 +1041,25 @@ def _():
     yield [[3] * 15], 4, {}
     yield [[3, 4]], -1, {}
     yield [[3, 4]], 4, {"top_k": 0}
+
+
+def sampled_within(prompts, n):
+    return n >= 0 and bool(prompts) and all(within_context(prompt, n) for prompt in prompts)
+
+
+@TransformerSampler.step("one prompt")
+def _(prompts, n, kwargs):
+    return len(prompts) == 1 and kwargs == {"stop_at_eos": False} and sampled_within(prompts, n)
+
+
+@TransformerSampler.step("prompts of several lengths")
+def _(prompts, n, kwargs):
+    return kwargs == {"stop_at_eos": False} and sampled_within(prompts, n)
+
+
+@TransformerSampler.step("texts that end")
+def _(prompts, n, kwargs):
+    return kwargs == {} and sampled_within(prompts, n)
 
 
 def run_sampler(

@@ -1040,11 +1040,22 @@ def _():
     yield VALUES, 6.0, 3
     yield VALUES, 4.0, 3
     yield VALUES, 30.0, 2
+    yield torch.full((5,), 0.7), 6.0, 2
     yield VALUES, 3.0, 3
     yield VALUES, 1.8, 4
     yield VALUES, 10.0, 6
     yield torch.tensor([1.0, 0.0, 0.5, 0.7]), 10.0, 2
     yield VALUES, 0.5, 2
+
+
+@allocate_capacity.step("room for all, or a kurtosis up to 3")
+def _(value, kurtosis, d_hidden):
+    return kurtosis <= 3 or d_hidden >= len(value)
+
+
+@allocate_capacity.step("values that are all alike")
+def _(value, kurtosis, d_hidden):
+    return bool((value == value[0]).all())
 
 
 def _guarded(value, kurtosis, d_hidden):

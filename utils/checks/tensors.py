@@ -541,6 +541,18 @@ def _():
     yield "a b -> a", small(2, 3, 4)
 
 
+def fits(pattern, *tensors):
+    try:
+        ts.einsum_by_loops(pattern, *tensors)
+    except ValueError:
+        return False
+    return True
+
+
+einsum_by_loops.step("the result's shape", part=lambda result: (type(result), tuple(result.shape)))(fits)
+einsum_by_loops.step("its values")(fits)
+
+
 def loops(pattern, *tensors, split=str.split, combine=prod, checks=True, keep=None, skip_first=False):
     left, right = pattern.split("->")
     if checks:

@@ -85,7 +85,8 @@ def _units(cells, row: Chapter) -> list[tuple[int, bool, object]]:
     for i, cell in enumerate(cells):
         if cell.cell_type == "markdown" and HEADING.match(cell.source):
             heading = i if heading is None else heading
-            section = i if SECTION.match(cell.source) else section
+            # A section without exercises belongs to the sitting before it, the first one to the first.
+            section = i if SECTION.match(cell.source) and (units or section is None) else section
         elif target := cell.metadata.get("exercise"):
             units.append((heading if section is None else section, section is not None, exercises[target]))
             heading = section = None
