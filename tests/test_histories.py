@@ -232,6 +232,7 @@ def squashed(text: str) -> str:
 class History:
     def __init__(self, seed: int, tmp: Path, counts: Counter):
         self.rng, self.counts, self.tmp = random.Random(seed), counts, tmp
+        editors.ids.seed(seed)
         self.checked = seed % CHECKED == 0
         self.name = CHECKED_CHAPTER if self.checked else self.rng.choice(NAMES)
         self.versions = versions(self.name, renames=not self.checked)
@@ -307,6 +308,11 @@ class History:
     def all_marks(self, cell: dict) -> list[str]:
         return MARK.findall(cell["source"])
 
+    def was_copied(self, cell: dict, cells: list[dict]) -> bool:
+        """Whether its text stands twice, or was pasted: which of the two is the delivered one is not to be known."""
+        texts = [canonical(c["source"]) for c in cells] + [canonical(p) for p in self.pasted]
+        return texts.count(canonical(cell["source"])) > 1
+
     def loosen(self, *cells: dict) -> None:
         """The cells were split or merged: where they stand is the learner's choice."""
         for c in cells:
@@ -325,7 +331,7 @@ class History:
         after = self.copies()
         assert set(after) == set(version.chapters), "the chapters of the version"
         old, new = ([c for nb in nbs.values() for c in nb["cells"]] for nbs in (before, after))
-        self.check_texts(old, new)
+        self.check_texts(old, new, version)
         self.check_places(before, after, version)
         self.check_delivered(new, version)
         if self.checked:
@@ -344,10 +350,12 @@ class History:
 
     def passes(self, copies: dict[str, dict]) -> set[str]:
         """The exercises whose checks pass where the answers and checks of the copies are run in their order."""
-        setup = next(c for c in self.versions[9].cells() if c.kind == "code")
+        today = nbformat.read(CHAPTERS / f"{self.name}.ipynb", 4).cells
+        setup = next(c for c in today if c.cell_type == "code" and "import check" in c.source)
         imports = [n for n in ast.parse(setup.source).body if isinstance(n, ast.Import | ast.ImportFrom)]
         names: dict = {"__name__": "__main__", **vars(tokenization)}  # the exercises before these, and helpers
         exec(compile(ast.Module(imports, []), "setup", "exec"), names)
+        assert "check" in names
         said = io.StringIO()
         for cell in (c for nb in copies.values() for c in nb["cells"] if c["cell_type"] == "code"):
             if "check(" in cell["source"] or "def " in cell["source"] and self.all_marks(cell):
@@ -355,10 +363,12 @@ class History:
                     exec(cell["source"], names)
         return set(re.findall(r"✓ (\w+)", said.getvalue()))
 
-    def check_texts(self, old: list[dict], new: list[dict]) -> None:
-        """Every text of the learner's stands byte for byte, as often as before."""
+    def check_texts(self, old: list[dict], new: list[dict], version: Version) -> None:
+        """Every text of the learner's stands byte for byte, as often as before, and none is made up."""
         a, b = (Counter(c["source"] for c in cells if self.all_marks(c)) for cells in (old, new))
         assert a == b, f"the learner's texts: lost {list(a - b)[:2]}, doubled {list(b - a)[:2]}"
+        known = {canonical(c["source"]) for c in old} | {canonical(c.source) for c in version.cells()}
+        assert not (made_up := [c["source"] for c in new if canonical(c["source"]) not in known]), made_up[:2]
 
     def check_places(self, before: dict, after: dict, version: Version) -> None:
         texts = Counter(canonical(c.source) for c in version.cells())
@@ -399,7 +409,9 @@ class History:
         """Every delivered cell stands once: where it is, or within what the learner made of it."""
         marked = {key for mark, key in self.origin.items() if any(mark in c["source"] for c in new)}
         # For an exercise the learner's answer stands instead, so long as it keeps its name.
-        ours = "\n\n".join(squashed(c["source"]) for c in new if not self.all_marks(c))
+        # A text that no version holds is of the learner's making, whatever of ours stands in it.
+        delivered = {canonical(c.source) for v in self.versions[: self.now + 1] for c in v.cells()}
+        ours = "\n\n".join(squashed(c["source"]) for c in new if canonical(c["source"]) in delivered)
         everything = "\n\n".join(squashed(c["source"]) for c in new)
         expected = "\n\n".join(squashed(c.source) for c in version.cells())
         everything, ours, expected = (f"\n{t}\n".replace("\n\n", "\n\n\n") for t in (everything, ours, expected))
@@ -444,7 +456,7 @@ def answer(h: History, cells: list[dict], k: int):
         return False
     cell = cells[h.rng.choice(stubs)]
     mark = h.mark(h.key_of(cell))
-    if sum(canonical(c["source"]) == canonical(cell["source"]) for c in cells) > 1:
+    if h.was_copied(cell, cells):
         h.loose.add(mark)  # a pasted copy of the stub: it stays where it was pasted
     name = re.search(r"^(?:def|class) (\w+)", cell["source"], re.M)[1]
     right = [f"# {mark}\n{solution_code(h.exercise(h.origin[mark]))}"] if h.checked else []
@@ -477,7 +489,7 @@ def guess(h: History, cells: list[dict], k: int):
         return False
     lines = c["source"].split("\n")
     mark = h.mark(key)
-    if sum(canonical(d["source"]) == canonical(c["source"]) for d in cells) > 1:
+    if h.was_copied(c, cells):
         h.loose.add(mark)
     lines.insert(
         h.rng.choice([len(lines), len(lines), 0, len(lines) // 2]),

@@ -350,7 +350,7 @@ class _Merger:
         if target := m.cell.metadata.get("exercise"):
             found += self._near(self.by_target.get(target, []), name)[:1]
         if "expect(" in m.text or any(n in m.text for n in self.by_name):
-            for n in defined(m.cell.source):
+            for n in sorted(defined(m.cell.source)):
                 found += self._near(self.by_name.get(n, []), name)[:1]
         return list(dict.fromkeys(found))
 
@@ -468,8 +468,9 @@ class _Merger:
     def _origin(self, m: Mine, at: int) -> str | None:
         """The earlier exercise that a cell answers, where it is now that of the slot `at` under another name."""
         target = m.cell.metadata.get("exercise") or ""
-        names = [target.rpartition(".")[2]] if at in self.by_target.get(target, []) else []
-        names += [n for n in defined(m.cell.source) if at in self.by_name.get(n, [])]
+        names = [n for n in defined(m.cell.source) if at in self.by_name.get(n, [])]
+        if not names and at in self.by_target.get(target, []):
+            names = [target.rpartition(".")[2]]
         return next((n for n in sorted(names) if n != self.slots[at].name), None)
 
     def _exercises(self, m: Mine) -> set[str]:
