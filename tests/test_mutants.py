@@ -105,3 +105,11 @@ def test_results_are_kept_until_a_file_changes(tmp_path, monkeypatch):
     assert mutants.kept(task) == {0: judged}
     monkeypatch.setattr(mutants, "digest", lambda task: "another")
     assert mutants.kept(task) == {}
+
+
+def test_an_unchanged_solution_is_no_mutant():
+    """nnsight reads the lines of a trace again: a text that it can't find would be rejected for that alone."""
+    task = next(t for t in mutants.tasks("10") if t.target.endswith("calculate_h"))
+    unchanged = mutation.Mutant("none", 1, "", inspect.getsource(task.exercise.solution))
+    verdict = task.exercise.verdict(mutants.built(task, unchanged))
+    assert verdict.state == "solved", verdict.says

@@ -1,9 +1,6 @@
 """Chapter 00: shapes and sums beside torch and einops, the tables beside the models, and what is said of bad input."""
 
 import gc
-import re
-import sys
-import textwrap
 import weakref
 
 import einops
@@ -17,12 +14,10 @@ from transformer_lens.utilities import get_act_name
 
 from utils import tensors as ts
 from utils import toolbox
-from utils.checks.hints import read_hints
 from utils.checks.models import noise, random_tokens, small_gpt
 from utils.checks.tensors import bytes_held, mean_residual
-from utils.checks.toolbox import chapter, self_test, timed
+from utils.checks.toolbox import self_test, timed
 from utils.models import load, load_hf
-from utils.workbook.build import solution_code, stub_code
 
 SIZES = st.integers(0, 4)
 
@@ -185,58 +180,6 @@ def test_results_on_disk_are_whole_or_absent(tmp_path):
     with pytest.raises(Exception, match="pickle|local"):
         broken(1)
     assert not list(tmp_path.glob("*.pt"))
-
-
-# ---------------------------------------------------------------- the last hints, filled in
-
-GAPS = {
-    "self_test": ['"TypeError"', "2.0", "5 / 4", "[3, 3]", "6.0", "2 * 50 * 100"],
-    "timed": ["fn(*args, **kwargs)", "time.perf_counter() - began", "[]", "wrapper"],
-    "repeated": ["fn(*args, **kwargs)", "wrapper", "decorator"],
-    "cached_on_disk": ["(args, sorted(kwargs.items()))", "fn.__name__", "torch.load(path)"],
-    "layer_hooks": ["fn(activation, layer)", "get_act_name(name, layer)"],
-    "head_class": ["True", "True", "self.layer < 0 or self.head < 0", 'f"{self.layer}.{self.head}"'],
-    "HeadDial": ["not 0 <= value <= 1", "1 - self.strength", "z.clone()"],
-    "weights_kept": ["values.clone()", "module.load_state_dict(kept)"],
-    "standard_scores": ["list(values)", "0.5", "(v - mean) / spread"],
-    "token_table": ["values[i]", "i == best", "escape(repr(token))"],
-    "vocab_by_id": ["len(vocab)", "vocab.get"],
-    "gpt2_places": ['"input"', '"output"', 'f"{block}.ln_2"', 'f"{block}.mlp.c_proj"', '"output"'],
-    "expand_keys": ["n_heads // k.shape[2]", '"batch pos kv d -> batch pos (kv group) d"'],
-    "best_allowed": ["~allowed", "-1", "-1", "best[:, None]"],
-    "most_similar_earlier": ["-1", "unit @ unit.T", "0", "-torch.inf", "-1"],
-    "first_lost_integer": ["2 / torch.finfo(dtype).eps"],
-    "Centring": ["mean.clone()", "nn.Parameter(torch.ones_like(mean))", "self.gain * (x - self.mean)"],
-    "gradient_of": ["True", "fn(leaf)", "0"],
-    "broadcast_shape": ["m != n and 1 not in (m, n)", "n if m == 1 else m"],
-    "centred": ["dim", "True"],
-    "einsum_by_loops": ["sizes[name]", "kept", "prod(entries)"],
-    "head_norms": ['"batch pos (head d) -> batch pos head d"', '"batch pos head -> head"'],
-    "bytes_held": ["s.data_ptr()"],
-    "mean_residual": ["name", "layer + 1", "0, -1", "total / len(rows)"],
-}
-
-
-@pytest.mark.parametrize("name", GAPS)
-def test_the_last_hint_filled_in_is_right(name):
-    exercise = chapter.exercises[name]
-    code = re.search(r"~~~python\n(.*?)~~~", read_hints(exercise.target)[-1][1], re.S)[1]
-    parts = code.split("...")
-    assert len(parts) == len(GAPS[name]) + 1
-    filled = "".join(text + gap for text, gap in zip(parts, [*GAPS[name], ""], strict=True))
-    given = solution_code(exercise.target)
-    if isinstance(exercise.solution, type):
-        head = given[: given.index(":") + 1] + "\n"
-    else:
-        head, _, _ = stub_code(given).rpartition("    raise NotImplementedError")
-    names = dict(vars(sys.modules[exercise.solution.__module__]))
-    exec(head + textwrap.indent(filled, "    "), names)
-    verdict = exercise.verdict(names[name])
-    assert verdict.state == "solved", (verdict.says, verdict.detail)
-
-
-def test_every_exercise_has_its_gaps():
-    assert set(GAPS) == set(chapter.exercises)
 
 
 # ---------------------------------------------------------------- what the checks say

@@ -10,6 +10,9 @@ FENCE = re.compile(r'^```python [^\n]*?exercise="([\w.]+)"[^\n]*\n```[ \t]*$', r
 TODO = re.compile(r'\btodo="([^"]*)"')
 DETAILS = re.compile(r"<details>\s*<summary>(.*?)</summary>(.*?)</details>", re.S)
 NEXT_CODE = re.compile(r"^```python", re.M)
+CODE = re.compile(r"^~~~python\n(.*?)^~~~$", re.M | re.S)
+# After the last hint's code: what fills its gaps, a line each, in their order. No learner sees it.
+GAPS = re.compile(r"\n*<!-- gaps\n(.*?)^-->", re.M | re.S)
 
 
 def read_todo(target: str, folder: Path = SOURCE) -> list[str]:
@@ -26,6 +29,18 @@ def read_hints(target: str, folder: Path = SOURCE) -> list[tuple[str, str]]:
 
     Only `<details>` whose summary starts with "Hint" count.
     """
+    return [(title, GAPS.sub("", text)) for title, text in _as_written(target, folder)]
+
+
+def read_gaps(target: str, folder: Path = SOURCE) -> tuple[str, list[str]]:
+    """The code of the last hint of an exercise, with its gaps `...`, and the expression that fills each."""
+    written = _as_written(target, folder)
+    text = written[-1][1] if written else ""
+    code, gaps = CODE.search(text), GAPS.search(text)
+    return code[1] if code else "", gaps[1].splitlines() if gaps else []
+
+
+def _as_written(target: str, folder: Path) -> list[tuple[str, str]]:
     for path in sorted(folder.glob("[!.]*.md")):
         text = path.read_text(encoding="utf-8")
         for fence in FENCE.finditer(text):

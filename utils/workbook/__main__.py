@@ -19,6 +19,7 @@ def main() -> int:
         "unit": "run the unit tests and the proof of the checks",
         "test": "run everything, and say what it took",
         "mistakes": "put named mistakes into the solved notebooks: each must change an output",
+        "hints": "run the solved notebooks with the last hints, filled, in place of the solutions",
         "mutants": "make wrong versions of every solution by rule: the checks must reject them",
         "portable": "run the solved notebooks and the checks' own solutions as other machines would",
         "spread": "say how far a chapter's numbers move from machine to machine",
@@ -29,7 +30,18 @@ def main() -> int:
         "lab": "open JupyterLab in work/",
     }.items():
         command = commands.add_parser(name, help=text)
-        if name in ("build", "coarse", "execute", "nbval", "portable", "spread", "update", "mistakes", "mutants"):
+        if name in (
+            "build",
+            "coarse",
+            "execute",
+            "nbval",
+            "portable",
+            "spread",
+            "update",
+            "mistakes",
+            "mutants",
+            "hints",
+        ):
             command.add_argument("chapter", nargs="?", help="number or name; all without it")
         if name == "execute":
             command.add_argument("--changed", action="store_true", help="as far as the last cell that has changed")
@@ -114,6 +126,10 @@ def run(args) -> int | None:
         from utils.workbook.mutants import run as run_mutants
 
         return bool(run_mutants(args.chapter, args.jobs, args.sample))
+    elif args.command == "hints":
+        from utils.workbook.hints import notebooks
+
+        return notebooks(args.chapter)
     elif args.command == "test":
         from utils.workbook.testing import test
 

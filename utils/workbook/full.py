@@ -24,6 +24,8 @@ PARTS = {
     "mutants": [*WORKBOOK, "mutants"],
     "other machines": [*WORKBOOK, "portable"],
     "bad answers": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_poison.py"],
+    "last hints": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_hints.py"],
+    "last hints in the notebooks": [*WORKBOOK, "hints"],
     "set-up": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_setup.py"],
     "histories of a learner's copy": [sys.executable, "-m", "pytest", "tests/test_histories.py", "--histories=2000"],
 }

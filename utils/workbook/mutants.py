@@ -27,6 +27,7 @@ from utils.checks.engine import Exercise
 from utils.checks.limits import TookTooLong, limited
 from utils.checks.proof import remembered
 from utils.workbook import ROOT, SOURCE, chapter_names
+from utils.workbook.answers import defined
 from utils.workbook.chapters import source_cells
 from utils.workbook.draws import equal
 from utils.workbook.mutation import HELPERS, Mutant, mutants_of
@@ -102,11 +103,7 @@ def built(task: Task, mutant: Mutant) -> Callable:
     Raises:
         Exception: it can't even be defined.
     """
-    name = task.target.rsplit(".", 1)[1]
-    file = f"<mutant of {name}>"
-    names = {**vars(importlib.import_module(task.target.rsplit(".", 1)[0])), **HELPERS}
-    exec(compile(mutant.source, file, "exec"), names)
-    return names[name]
+    return defined(mutant.source, task.target, "mutant", HELPERS)
 
 
 def judge(task: Task, number: int, mutant: Mutant) -> Judged:
@@ -209,7 +206,7 @@ def digest(task: Task) -> str:
     shared = {"engine.py", "guards.py", "compare.py", "limits.py", "models.py", "sae_models.py", "proof.py"}
     files = [ROOT / f"{task.target.rsplit('.', 1)[0].replace('.', '/')}.py"]
     files += [checks / name for name in sorted(names | shared)]
-    files += [Path(__file__).with_name(name) for name in ("mutants.py", "mutation.py", "draws.py")]
+    files += [Path(__file__).with_name(name) for name in ("mutants.py", "mutation.py", "draws.py", "answers.py")]
     found = hashlib.sha256(torch.__version__.encode() + repr(task).encode())
     for file in files:
         found.update(file.read_bytes())
