@@ -13,7 +13,8 @@ import torch
 def difference(got, want, rtol: float = 1e-3, atol: float = 1e-5) -> str | None:
     """Compare a learner's result with the expected one.
 
-    Free: dtype, device, list or tuple, numpy array or tensor, a number or a tensor without dimensions. NaN equals NaN.
+    Free: dtype (but numbers are no mask), device, list or tuple, numpy array or tensor, a number or a tensor without
+    dimensions. NaN equals NaN.
 
     Returns:
         None where the two agree, else one sentence that names what is wrong: type, shape, or the first wrong value.
@@ -100,6 +101,8 @@ def _arrays(got, want, rtol, atol) -> str | None:
         )
     if got.shape != want.shape:
         return f"returned shape {list(got.shape)}, expected {list(want.shape)}"
+    if want.dtype.kind == "b" and got.dtype.kind != "b":  # it selects other rows, where a mask selects its own
+        return f"returned numbers ({got.dtype}), expected a mask (bool)"
     exact = want.dtype.kind in "biu"  # counts and token ids: 5000 is not nearly 5001
     same = got == want if exact else np.isclose(got, want, rtol=rtol, atol=atol, equal_nan=True)
     if same.all():

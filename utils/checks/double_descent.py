@@ -36,6 +36,8 @@ def _():
     yield 2_000, 3, 0.2
     yield 5, 40, 1.0
     yield 4, 3, 0.0
+    yield 4, 0, 0.5
+    yield 3_000, 1, 0.5
 
 
 def _raw(n_points, n_features, p):

@@ -565,6 +565,8 @@ calculate_fn_vectors_and_intervene = exercise(fv.calculate_fn_vectors_and_interv
 def _():
     yield small_model(), few_shot(5), [1]
     yield small_model(), few_shot(4, 6), [0, 2]
+    yield small_model(), few_shot(3), None
+    yield small_model(), few_shot(3), (1,), few_shot(3).create_corrupted_dataset(seed=5)
 
 
 def _effects(model, dataset, layers, on=None, rows=None, at=-1, cut=None, function=torch.softmax, source=None):
@@ -632,9 +634,9 @@ def _(model, dataset, layers=None):
 
 
 @calculate_fn_vectors_and_intervene.right
-def _(model, dataset, layers=None):
+def _(model, dataset, layers=None, corrupted=None):
     layers = range(LAYERS) if layers is None else layers
-    return fv.causal_effects_fast.__wrapped__(model, dataset)[list(layers)]  # gradients as through the traces
+    return fv.causal_effects_fast.__wrapped__(model, dataset, corrupted)[list(layers)]  # gradients as through the traces
 
 
 # ---------------------------------------------------------------- calculate_fn_vector

@@ -198,7 +198,7 @@ class Watch:
     """
 
     def __init__(self, solution: Callable, in_place: Mapping[str, str], seed: int | None = None):
-        self.in_place, self.left, self.random, self._seed = in_place, [], (), seed
+        self.in_place, self.left, self.random, self._seed = in_place, [], [], seed
         self._memories, self._depth = [], 0
         self._names = parameters_of(solution)
 
@@ -237,6 +237,7 @@ class Watch:
             for name, value in kwargs.items():
                 if name not in self.in_place:
                     memory.note(value, name)
+            self.random.append(random_states())  # what was not watched may have left it: a property, a class method
             if self._seed is not None:
                 seed_everything(self._seed)
                 self._seed += 1
@@ -244,7 +245,8 @@ class Watch:
                 result = fn(*args, **kwargs)
                 return single(result) if self._as_ours else result
             finally:
-                self._depth, self.random = 0, random_states()
+                self._depth = 0
+                self.random.append(random_states())
                 if said := memory.changes():
                     self.left += said
                     self._memories.append(memory)
@@ -344,10 +346,11 @@ def _handlers() -> dict:
     return {number: handler for number, handler in found.items() if handler is not None}
 
 
-def random_states() -> tuple:
-    """The states of Python's, numpy's and torch's generators."""
+def random_states() -> tuple[int, int, int]:
+    """Digests of the states of Python's, numpy's and torch's generators."""
     name, keys, *rest = np.random.get_state()
-    return random.getstate(), (name, keys.tobytes(), *rest), torch.get_rng_state().numpy().tobytes()
+    states = random.getstate(), (name, keys.tobytes(), *rest), torch.get_rng_state().numpy().tobytes()
+    return tuple(map(hash, states))
 
 
 @contextlib.contextmanager

@@ -53,6 +53,8 @@ def flaw(tokens, model, seq_len, batch_size) -> str:
         return "all sequences of the batch are the same"
     if batch_size * seq_len > 40 and (len(tokens.unique()) < 0.6 * model.cfg.d_vocab):
         return "most tokens of the vocabulary never come up"
+    if batch_size * seq_len > 1_000 and len(tokens.unique()) < model.cfg.d_vocab:
+        return f"the token {min({*range(model.cfg.d_vocab)} - {*tokens.unique().tolist()})} never comes up"
     return ""
 
 
@@ -68,6 +70,7 @@ def _():
     yield small_attn(), 12, 6
     yield small_attn(), 5, 1
     yield small_attn(3, 5), 14, 9
+    yield small_attn(), 14, 90
 
 
 @generate_repeated_tokens.refused
@@ -743,6 +746,8 @@ def ablation_cases():
     yield small_attn(2, 5), repeated(3, 7), RESAMPLE
     yield real_attn(), real_repeated(2, 5), MEAN
     yield small_gpt(2, 3), repeated(3, 5), returned
+    yield small_gpt(2, 3, norm=None), repeated(3, 5), MEAN
+    yield small_gpt(2, 3, attn_only=True), repeated(3, 5), MEAN
 
 
 def returned(z, hook, head_index_to_ablate):

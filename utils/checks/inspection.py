@@ -382,6 +382,7 @@ def _():
     yield flags("xxxx."), flags("x...x")
     yield flags("....."), flags("x...x")
     yield flags("xx..."), flags("..xx.")
+    yield flags("..."), flags("...")
 
 
 @f1_score.refused
@@ -450,6 +451,7 @@ def _():
     yield noise(11, 3, seed=1), noise(11, seed=2) > 0
     yield noise(29, 5, seed=8).round(), noise(29, seed=9) > 0.4  # many activations are equal
     yield labels.new_tensor([[1.0], [1.0], [0.0], [0.0]], dtype=torch.float), labels.new_tensor([1, 0, 0, 0])
+    yield torch.stack([torch.ones(5), torch.tensor([3.0, 3.0, 3.0, 1.0, 0.0])], 1).to(labels.device), labels[:5] | True
 
 
 @best_f1.refused
@@ -635,6 +637,10 @@ def everywhere(name):
     return True
 
 
+def squared(x, hook):
+    return x * x
+
+
 def plus_one(x, hook):
     x += 1
 
@@ -666,6 +672,7 @@ def _():
     yield x, [("hook_post", doubled)]
     yield x, [("hook_pre", doubled), ("hook_post", plus_one)]
     yield x, [(is_hidden, doubled)]
+    yield x, [(is_hidden, squared)]
     yield x, [(everywhere, doubled)]
     yield x, []
     yield x, [("hook_post", doubled), ("hook_pre", broken)]

@@ -637,6 +637,8 @@ def _():
     _, corrupted, _, clean_cache, _ = small_runs()
     yield small_gpt(), corrupted, clean_cache, metric
     yield small_gpt(), corrupted[:, 1:], clean_cache, metric  # nothing lines up: ValueError
+    attn_only = small_gpt(attn_only=True)
+    yield attn_only, corrupted, attn_only.run_with_cache(small_runs()[0])[1], metric
 
 
 def _by_pos(model, tokens, clean_cache, patching_metric, W_O=None, difference=None, at=None, base=None):

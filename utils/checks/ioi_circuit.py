@@ -95,6 +95,9 @@ def _():
 @path_patch_to_heads.refused
 def _():
     clean, _, _, orig_cache, new_cache = small_runs()
+    shorter = small_gpt().run_with_cache(clean[:, :-1])[1]
+    yield small_gpt(), clean, orig_cache, shorter, (1, 4), [(2, 2)], "v"
+    yield small_gpt(), clean, shorter, new_cache, (1, 4), [(2, 2)], "v"
     yield small_gpt(), clean, orig_cache, new_cache, (0, 2), [(2, 1)], "z"
     yield small_gpt(), clean, orig_cache, new_cache, (1, 2), [(2, 1), (1, 3)], "q"
     yield small_gpt(), clean, orig_cache, new_cache, (2, 2), [(0, 1)], "q"
@@ -163,6 +166,7 @@ def _(model, orig_tokens, orig_cache, new_cache, sender, receivers, receiver_inp
     if receiver_input not in ("q", "k", "v") or min(layer for layer, _ in receivers) <= sender[0]:
         raise ValueError("there is no such path")
     ioi.require_same_length(orig_tokens, orig_cache)
+    ioi.require_same_length(orig_tokens, new_cache)
     kept = {}
 
     def keep(x, hook):

@@ -151,11 +151,14 @@ def with_biases(model: nn.Module, size: float = 0.3) -> nn.Module:
 
 
 @cache
-def small_gpt(n_layers: int = 3, n_heads: int = 5) -> HookedTransformer:
-    """A GPT-2 in TransformerLens with random weights and biases."""
+def small_gpt(
+    n_layers: int = 3, n_heads: int = 5, norm: str | None = "LN", attn_only: bool = False
+) -> HookedTransformer:
+    """A GPT-2 in TransformerLens with random weights and biases, or one that lacks a part."""
     torch.manual_seed(0)
     sizes = dict(n_layers=n_layers, n_heads=n_heads, d_head=6, d_model=20, d_mlp=80, d_vocab=37, n_ctx=32)
-    cfg = HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LN", device=str(device()), seed=0)
+    parts = dict(act_fn="gelu_new", normalization_type=norm, attn_only=attn_only)
+    cfg = HookedTransformerConfig(**sizes, **parts, device=str(device()), seed=0)
     return with_biases(new_model(cfg))
 
 

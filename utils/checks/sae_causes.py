@@ -614,6 +614,7 @@ def _():
     tokens = small_runs()[0]
     yield small_model(), small_sae(), tokens, LATENTS, small_metric, 4
     yield small_model(), small_sae(), tokens, LATENTS, small_metric, -1, 4
+    yield small_model(), small_sae(), tokens, LATENTS, small_metric, -2
     yield small_model(), small_sae("blocks.0.attn.hook_z"), tokens, LATENTS, small_metric, 2
     yield linear_model(), small_sae("blocks.0.attn.hook_z"), tokens, LATENTS, small_metric, SEQ - 1
     yield small_model(), small_sae("blocks.1.hook_resid_pre"), tokens, LATENTS, small_metric, 4
@@ -934,6 +935,7 @@ def _():
     yield (_texts(),)
     yield (_texts()[:3],)
     yield (_texts()[5:],)
+    yield [text.replace("<|endoftext|>", " END") for text in _texts()], " END"
 
 
 def _count(texts, cut, end="<|endoftext|>", strip=True):

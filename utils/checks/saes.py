@@ -948,6 +948,10 @@ def _():
     yield *_split_label(1), 6
     yield *_split_label(2, 90), 1
     yield torch.zeros(10, 3, dtype=torch.bool), torch.ones(10, dtype=torch.bool), 2
+    yield torch.zeros(4, 3, dtype=torch.bool), torch.zeros(4, dtype=torch.bool), 2
+    generator = torch.Generator().manual_seed(4)
+    noisy = torch.rand(60, 9, generator=generator)
+    yield noisy < 0.3, noisy[:, :3].sum(1) < 1.2, 5  # every latent fires beside the label as well
 
 
 def _together(fires, label, chosen) -> float:
@@ -1178,6 +1182,7 @@ def _():
     yield -2 * acts + _noise(4, 12, seed=3), acts
     yield torch.full((4, 12), 0.7), acts
     yield acts, torch.zeros(4, 12)
+    yield torch.zeros(4, 12), torch.full((4, 12), 0.5)
 
 
 @simulation_score.mistake("that is the cosine: subtract each one's mean first, else a constant guess scores well")

@@ -602,6 +602,7 @@ def _():
     yield [[1, 2, 3], [1, 2, 4, 4], [5]], 2
     yield [[1, 1, 1], [1, 2, 3, 1, 2, 3]], 1
     yield [[1, 2, 3, 4], [4, 1, 2, 3]], 3
+    yield [[1, 2, 3], [4]], 3
 
 
 @distinct_n.refused
@@ -740,7 +741,7 @@ def use_beams(cls, k, ban, sums, num_beams, eos):
     }
     # For the filter, candidates with sums of our own choice.
     rows = torch.arange(len(sums))
-    prompt = torch.stack([rows % 3 + 4, torch.where(rows % 2 == 0, 2, rows + 3)], 1)
+    prompt = torch.stack([rows % 4 + 1, rows % 3 + 4, torch.where(rows % 2 == 0, 2, rows + 3)], 1)
     kept, finished = cls(model, prompt, sums, rows).filter(num_beams, eos)
     seen |= {"kept by filter": kept.tokens.tolist(), "sums kept by filter": kept.logprob_sums}
     seen |= {"finished": sorted((round(score, 4), list(text)) for score, text in finished)}
@@ -756,7 +757,8 @@ def same_beams(got, want, *args):
     return None
 
 
-Beams = exercise(sp.Beams, use=use_beams, same=same_beams)
+NO_GRADIENT = {"gradients": "a search: nobody trains through it"}
+Beams = exercise(sp.Beams, use=use_beams, same=same_beams, without=NO_GRADIENT)
 
 
 @Beams.cases
@@ -889,6 +891,9 @@ def _():
     yield PROMPT, 3, 6, 11, None, True  # enough have ended, and a running one is better
     yield PROMPT, 1, 4
     yield PROMPT, 17, 1
+    first = int(small_demo(1)(PROMPT[None])[0, -1].argmax())
+    for num_beams in (1, 2, 3):
+        yield PROMPT, num_beams, 3, first  # the best candidate ends at once
 
 
 @beam_search.refused

@@ -197,7 +197,9 @@ def sampled_alike(got, want, *args) -> str | None:
 
 PROBABILITY = torch.tensor([[0.05, 0.2, 0.5], [1.0, 0.0, 0.3]])
 
-generate_uncorrelated_features = exercise(sup.generate_uncorrelated_features, use=sampled, same=sampled_alike)
+generate_uncorrelated_features = exercise(
+    sup.generate_uncorrelated_features, use=sampled, same=sampled_alike, without={"gradients": "data, drawn at random"}
+)
 
 
 @generate_uncorrelated_features.cases
@@ -531,6 +533,7 @@ def _():
     for d_hidden in (2, 1, 3):
         yield p, importance, d_hidden
     yield p, importance, 6
+    yield p[:, :1], importance[:, :1], 0
     yield torch.zeros(2, 0), torch.ones(2, 0), 1
 
 
@@ -594,6 +597,8 @@ def _():
     for d_hidden in (2, 1, 3):
         yield batch, importance, d_hidden
     yield batch, importance, 4
+    yield batch, importance, 6
+    yield batch[..., :1], importance[:, :1], 0
     yield batch[..., :0], importance[:, :0], 1
 
 
@@ -1046,6 +1051,12 @@ def _():
     yield VALUES, 10.0, 6
     yield torch.tensor([1.0, 0.0, 0.5, 0.7]), 10.0, 2
     yield VALUES, 0.5, 2
+    yield VALUES, 1.0, 2
+    yield VALUES, 2.0, 8
+    yield VALUES * torch.tensor([1, -1, 1, -1, 1, 1]), 6.0, 3
+    yield VALUES * torch.tensor([1, -1, 1, -1, 1, 1]), 1.8, 3
+    yield 100 * VALUES, 6.0, 2
+    yield torch.tensor([1.0, 0.0, 0.5, 0.7]), 10.0, 3
 
 
 @allocate_capacity.step("room for all, or a kurtosis up to 3")
@@ -1135,6 +1146,7 @@ def _(allocate):
 def _(value, kurtosis, d_hidden):
     if (full := _guarded(value, kurtosis, d_hidden)) is not None:
         return full
+    value = value.abs()
     if kurtosis <= 3:
         best = value.sort(descending=True, stable=True).indices[:d_hidden]
         return torch.isin(torch.arange(len(value)), best).float()

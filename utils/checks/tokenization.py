@@ -846,6 +846,7 @@ def _():
     yield ("a[b]<s>c<s></s>", ["<s>", "</s>", "[b]"])
     yield ("<s>and<s>and", ["<s>", "<s>and"])
     yield ("", [END])
+    yield ("", [])
 
 
 def _split(pattern, text, keep=True):

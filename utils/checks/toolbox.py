@@ -361,8 +361,21 @@ def use_cached(cached_on_disk, tensor, keyword):
         seen["another function, the same arguments"] = cached_on_disk(folder)(other)(2)
         seen["number of files"] = sum(path.is_file() for path in folder.rglob("*"))
         as_text = cached_on_disk(folder / "texts")(joined)
-        calls = ((1, 23), (12, 3), ("1", 23), ("a", "b, c"), ("a, b", "c"), (1, 23))
+        calls = (
+            (1, 23),
+            (12, 3),
+            ("1", 23),
+            ("a", "b, c"),
+            ("a, b", "c"),
+            (1, 23),
+            ([1, 23],),
+            ((1, (None, True)), 0.5),
+        )
         seen["calls whose arguments are alike as text"] = [as_text(*args) for args in calls]
+        keywords = []
+        ordered = cached_on_disk(folder / "keywords")(lambda **kwargs: keywords.append(kwargs))
+        ordered(b=1, a=2), ordered(a=2, b=1)
+        seen["times computed for one call, its keywords in either order"] = len(keywords)
         once = cached_on_disk(folder / "broken off")(second_time)
         raised_by(once, 1)
         seen["after a result that could not be written"] = "a function" if callable(read := said_of(once, 1)) else read

@@ -647,6 +647,7 @@ def _():
     h = hidden(rows=40)
     yield h, 0.5 * h + 0.3 * hidden(rows=40, seed=5)
     yield h, 0.7 * h
+    yield 0.01 * h, 0.002 * h
     yield h, torch.stack([h[:, 0] * 0.9, h[:, 1] * 0.2], dim=1)
     yield h, torch.stack([h[:, 0], 0 * h[:, 1]], dim=1)
 

@@ -894,7 +894,12 @@ def same_fold(got, want, *args):
     return None
 
 
-fold_layer_norm = exercise(tf.fold_layer_norm, use=use_fold, same=same_fold)
+fold_layer_norm = exercise(
+    tf.fold_layer_norm,
+    use=use_fold,
+    same=same_fold,
+    without={"gradients": "weights to load into a model: they begin a new graph there"},
+)
 
 
 @fold_layer_norm.cases

@@ -6,6 +6,7 @@ solution where it agrees on inputs drawn from the annotations (`draws.py`) or a 
 other survivors count as accepted.
 """
 
+import ast
 import hashlib
 import importlib
 import inspect
@@ -14,10 +15,12 @@ import os
 import random
 import re
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -163,13 +166,46 @@ def _commutes(task: Task, m: Mutant) -> bool:
 
 def _own(task: Task, m: Mutant) -> bool:
     """In place on a value that is no parameter: what is given is looked at by the check."""
-    target = re.search(r" → (\w+) [-+*/|&]= ", m.change)
+    target = re.search(r" → (\w+) ([-+*/|&]|//)= ", m.change)
     return m.rule == "in place" and target is not None
 
 
 def _may_change(task: Task, m: Mutant) -> bool:
     kinds = m.rule in ("in place", "clone or detach", "dropped statement")
     return kinds and any(re.search(rf"\b{name}\b", m.change) for name in task.exercise.in_place)
+
+
+def _refused_below(task: Task, m: Mutant) -> bool:
+    """A guard is gone, inputs of the check come to it, and what follows refuses them with the same exception."""
+    if m.rule not in ("condition", "dropped statement") or not m.change.endswith((" → False", " → pass")):
+        return False
+    return m.line in _guards_met(task)
+
+
+@cache
+def _guards_met(task: Task) -> set[int]:
+    """The lines of the solution's guards (an `if` that raises, or a call) that refuse an input of the check."""
+    solution = task.exercise.solution
+    source, start = inspect.getsourcelines(solution)
+    raising = set()
+    for args in task.exercise.prepared():
+        tb = getattr(task.exercise._run(solution, args).error, "__traceback__", None)
+        while tb:
+            if tb.tb_frame.f_code.co_filename == inspect.getsourcefile(solution):
+                raising.add(tb.tb_lineno - start + 1)
+            tb = tb.tb_next
+    tree = ast.parse(textwrap.dedent("".join(source)))
+    guards = [node for node in ast.walk(tree) if isinstance(node, ast.If | ast.Expr)]
+    met = [node for node in guards if raising & {*range(node.lineno, node.end_lineno + 1)}]
+    # The `if`, and the `raise` in it.
+    return {line for node in met for line in (node.lineno, *(each.lineno for each in getattr(node, "body", ())))}
+
+
+def _default_axis(task: Task, m: Mutant) -> bool:
+    """topk takes the last axis, cat the first, normalize the second, which is the last of a matrix."""
+    return _dropped(m, "dim") and re.search(
+        r"\.topk\([^()]*(\(.*\))?[^()]*, dim=-1\)|cat\(.*dim=0\)|normalize\(.*dim=-1\)", m.change
+    )
 
 
 OTHER_TYPE = re.compile(r"\.(tolist|item)\(\)$|^(int|float|bool|list|tuple|set)\(")
@@ -191,6 +227,19 @@ EQUAL: dict[str, Callable[[Task, Mutant], bool]] = {
     ),
     "the same axis, counted from the front": lambda task, m: (
         m.rule == "axis" and re.search(r"(^|: )-(\d) → \2$", m.change) is not None
+    ),
+    "the lines below refuse the same inputs with the same exception": _refused_below,
+    "the axis is the function's default": _default_axis,
+    "on a CPU torch's sort keeps the order of equal ones, also where it isn't asked to": lambda task, m: (
+        _dropped(m, "stable") or m.change == "stable=: True → False"
+    ),
+    "how many are computed at once changes the time, and no number": lambda task, m: (
+        re.search(r"\b(heads_per_pass|at_once|batch_size is always)\b", m.change) is not None
+    ),
+    "what is skipped changes the time, and no number": lambda task, m: m.change in ("continue → pass", "break → pass"),
+    "an eps that only parts 0 from 0": lambda task, m: m.change == "eps=: 1e-12 → 2e-12",
+    "the keys' bias adds the same to all scores of a query": lambda task, m: (
+        m.change.endswith("self.b_K") or ("self.b_K → " in m.change)
     ),
     "a progress bar": lambda task, m: m.change.startswith(("bar.", "tqdm(")),
 }
