@@ -563,10 +563,8 @@ calculate_fn_vectors_and_intervene = exercise(fv.calculate_fn_vectors_and_interv
 
 @calculate_fn_vectors_and_intervene.cases
 def _():
-    yield small_model(), few_shot(5), [1]
-    yield small_model(), few_shot(4, 6), [0, 2]
-    yield small_model(), few_shot(3), None
-    yield small_model(), few_shot(3), (1,), few_shot(3).create_corrupted_dataset(seed=5)
+    yield small_model(), few_shot(5)
+    yield small_model(), (some := few_shot(4, 6)), (2,), some.create_corrupted_dataset(seed=5)
 
 
 def _effects(model, dataset, layers, on=None, rows=None, at=-1, cut=None, function=torch.softmax, source=None):
