@@ -634,7 +634,9 @@ def _(model, dataset, layers=None):
 @calculate_fn_vectors_and_intervene.right
 def _(model, dataset, layers=None, corrupted=None):
     layers = range(LAYERS) if layers is None else layers
-    return fv.causal_effects_fast.__wrapped__(model, dataset, corrupted)[list(layers)]  # gradients as through the traces
+    return fv.causal_effects_fast.__wrapped__(model, dataset, corrupted)[
+        list(layers)
+    ]  # gradients as through the traces
 
 
 # ---------------------------------------------------------------- calculate_fn_vector
