@@ -1,5 +1,6 @@
 """JupyterLab as `make lab` starts it: really started on a free port, among foreign settings and kernels."""
 
+import contextlib
 import json
 import os
 import re
@@ -59,19 +60,25 @@ class Lab:
         self.url, self.port = URL.search(self.said)[0], int(URL.search(self.said)[1])
         wait_until_it_listens(self.port, self.process)
 
-    def get(self, path: str):
+    def ask(self, path: str):
         token = self.url.partition("?")[2]
         address = f"http://127.0.0.1:{self.port}{path}?{token}"
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(address, timeout=PATIENCE) as answer:
+        return opener.open(address, timeout=PATIENCE)
+
+    def get(self, path: str):
+        with self.ask(path) as answer:
             return answer.read().decode()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *problem):
-        os.killpg(self.process.pid, signal.SIGTERM)
-        self.process.communicate(timeout=PATIENCE)
+        for _ in range(PATIENCE // 5):  # a signal that comes before the server's loop runs is lost
+            os.killpg(self.process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.process.communicate(timeout=5)
+        raise AssertionError("the server does not stop")
 
 
 def unused_port() -> int:
@@ -92,6 +99,10 @@ def test_the_lab_starts_among_foreign_settings_and_again_on_the_same_port(home, 
         assert files == {path.name for path in (ROOT / "chapters").glob("*.ipynb")}
         kernel = json.loads(first.get("/api/kernelspecs"))["kernelspecs"]["python3"]["spec"]
         assert kernel["argv"][0] != "/bin/false"
+        # Browsers ask each time whether our part is still the same: an update shows at once.
+        ours = json.loads((lab.SETTINGS / "labextensions" / "workbook-start" / "package.json").read_text())
+        with first.ask(f"/lab/extensions/workbook-start/{ours['jupyterlab']['_build']['load']}") as answer:
+            assert answer.headers["Cache-Control"] == "no-cache"
         # The URL comes once and last, and no log before it.
         after = first.said.partition(first.url)[2]
         assert first.said.count(first.url) == 1 and "[I" not in first.said and "[W" not in first.said

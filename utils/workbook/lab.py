@@ -11,7 +11,7 @@ from utils.checks.progress import WORK
 from utils.workbook import WorkbookError
 from utils.workbook.learner import start
 
-SETTINGS = Path(__file__).parent / "jupyter"  # switches off JupyterLab's question about news from the network
+SETTINGS = Path(__file__).parent / "jupyter"  # switches off what asks the network, or a language server
 FIRST_PORT = 8888
 # Where a shell says that Jupyter and IPython keep their files; left out where nothing can be written there.
 JUPYTERS_FOLDERS = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "XDG_DATA_HOME")
@@ -69,7 +69,8 @@ def lab(port: str | None = None, browser: bool = True) -> None:
         print(line)
     # Given here, these win over a user's Jupyter configuration; the log holds errors, and our one line with the URL.
     options = {
-        "ServerApp.jpserver_extensions": "{'utils.workbook.server': True}",
+        # There are no language servers here, and to look for them takes time at each start.
+        "ServerApp.jpserver_extensions": "{'utils.workbook.server': True, 'jupyter_lsp': False}",
         "LabApp.extra_labextensions_path": SETTINGS / "labextensions",
         "ServerApp.root_dir": WORK,
         "FileContentsManager.root_dir": WORK,

@@ -1,7 +1,7 @@
 """The start page: what the table of chapters, the learner's folder and the marks of progress say, as HTML.
 
 Nothing is kept: each request reads the folders anew. It is sound HTML, so that its text alone makes sense, and its
-colours are JupyterLab's CSS variables (`static/style.css` of the lab extension), so that themes come by themselves.
+colours are JupyterLab's CSS variables (`files/style.css` of the lab extension), so that themes come by themselves.
 """
 
 import contextlib
@@ -125,7 +125,7 @@ def next_exercise(found: list[Row], work: Path = WORK) -> tuple[Row, dict | None
 
 # ---------------------------------------------------------------- the map
 
-ROW, GAP = 108, 32  # pixels: a chapter's height, and what is left for arrows below it
+ROW, GAP = 112, 32  # pixels: a chapter's height, and what is left for arrows below it
 COLUMNS, WIDE, ALLEY = 3, 29.0, 6.5  # percent of the width: a column, and the alley between two
 
 
@@ -200,7 +200,7 @@ def page(chapters: Path = CHAPTERS, work: Path = WORK, base_url: str = "/", docs
         return f'href="{escape(to)}" data-open="{escape(row.file)}"' + (f' data-at="{escape(at)}"' if at else "")
 
     parts = [
-        '<main class="wb"><header><h1>Look inside language models</h1>',
+        '<div class="wb"><header><h1>Look inside language models</h1>',
         f"<p>You write short functions in {len(found)} notebooks; a check says at once that one is right, or names the "
         "mistake. All models are small and come along, and every number is measured on this machine.</p></header>",
     ]
@@ -208,7 +208,7 @@ def page(chapters: Path = CHAPTERS, work: Path = WORK, base_url: str = "/", docs
         parts.append(f'<p class="fault" role="alert">{escape(fault)}</p>')
     fresh = not any(row.states for row in found)  # who arrives reads first how it works
     middle = [HOW, _map(found, link), _paths(found)] if fresh else [_map(found, link), _paths(found), HOW]
-    parts += [_go_on(found, work, link), *middle, _more(docs, base_url), "</main>"]
+    parts += [_go_on(found, work, link), *middle, _more(docs, base_url), "</div>"]
     return "\n".join(parts)
 
 

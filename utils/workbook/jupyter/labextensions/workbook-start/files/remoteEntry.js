@@ -1,5 +1,6 @@
 // The workbook in JupyterLab: a start page, a panel with the open chapter's exercises, and the ways between them.
 // A prebuilt extension written by hand: no bundler, the libraries are JupyterLab's own, from its shared scope.
+// Its files do not lie in a folder `static`: what does, browsers keep for a year, and an update would not be seen.
 (() => {
   const NAME = 'workbook-start';
   const EVERY = 2000; // milliseconds between two looks at the learner's progress
@@ -145,7 +146,7 @@
     function activate(app, shell, tracker, rendermime, palette, restorer) {
       const { commands, docRegistry, serviceManager } = app;
       document.head.append(element('link', {
-        rel: 'stylesheet', href: URLExt.join(PageConfig.getOption('fullLabextensionsUrl'), NAME, 'static/style.css')
+        rel: 'stylesheet', href: URLExt.join(PageConfig.getOption('fullLabextensionsUrl'), NAME, 'files/style.css')
       }));
       const content = new Start();
       const panel = new Panel(tracker);
