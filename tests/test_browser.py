@@ -13,12 +13,13 @@ import subprocess
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 from playwright.sync_api import TimeoutError, sync_playwright
 from servers import PATIENCE, wait_until_it_listens
 
 from utils.checks import progress
-from utils.workbook import ROOT, WorkbookError
+from utils.workbook import ROOT, SOLUTIONS, WorkbookError
 from utils.workbook.build import read_notebook, solution_code
 from utils.workbook.chapters import table
 from utils.workbook.learner import progress_table
@@ -343,3 +344,55 @@ def test_a_learners_way(lab, page):
     page.click("#wb-section-learned")
     page.locator(".jp-NotebookPanel a", has_text=f"{NEXT.number} · {NEXT.title} →").locator("visible=true").last.click()
     page.wait_for_selector(f".workbook-exercises h2:has-text('{NEXT.number} · {NEXT.title}')")
+
+
+# Of the chapters with sliders the first runs in `make test`, all in `make test-full`.
+FULL = pytest.mark.skipif(not os.environ.get("WORKBOOK_FULL"), reason="in make test-full (WORKBOOK_FULL=1)")
+
+
+@pytest.mark.parametrize("number", ["03", pytest.param("06", marks=FULL), pytest.param("08", marks=FULL)])
+def test_a_slider_moved_by_hand_draws_its_figure_anew(lab, page, number):
+    url, work = lab
+    notebook = read_notebook(next(SOLUTIONS.glob(f"{number}_*.ipynb")))
+    code = [c for c in notebook.cells if c.cell_type == "code" and not c.id.startswith("check-")]
+    last = next(i for i, c in enumerate(code) if "show.sliders(" in c.source)
+    notebook.cells = [nbformat.v4.new_code_cell(c.source, id=c.id) for c in code[: last + 1]]
+    file = f"sliders-{number}.ipynb"
+    nbformat.write(notebook, work / file)
+    page.goto(url.replace("/lab?", f"/lab/tree/{file}?reset&"))
+    kernel_is_idle(page)
+    handles = page.locator(".widget-slider .noUi-handle")
+    for _ in range(4):  # see run_to_the_end
+        run_all(page)
+        comes_to_rest(page)
+        if handles.count():
+            break
+    # The figures above are not looked at; the one with the sliders is the last cell's.
+    plot = page.locator(".jp-CodeCell").last.locator(".js-plotly-plot")
+    handles.first.scroll_into_view_if_needed()
+    plot.wait_for()
+    for i in range(handles.count()):
+        for theme, keys in (("dark", "ArrowLeft"), ("light", "ArrowRight")) if i == 0 else ((None, "ArrowLeft"),):
+            title, before = said(plot, ".gtitle"), said(plot, ".cartesianlayer")
+            handles.nth(i).focus()
+            for _ in range(4):
+                page.keyboard.press(keys)
+            page.wait_for_function(CHANGED, arg=[".gtitle", title])
+            assert said(plot, ".cartesianlayer") != before, (number, i)
+            if theme and (folder := os.environ.get("WORKBOOK_SCREENSHOTS")):
+                wear(page, theme)
+                page.screenshot(path=Path(folder) / f"slider-{number}-{theme}.png")
+    assert handles.count() > 0
+
+
+CHANGED = """([part, before]) => {
+  const cell = [...document.querySelectorAll(".jp-CodeCell")].at(-1);
+  const node = cell.querySelector(`.js-plotly-plot ${part}`);
+  return node && node.textContent !== before;
+}"""
+
+
+def said(plot, part):
+    """What a part of a plot shows: a text, or all marks with their places and colours."""
+    node = plot.locator(part).first
+    return node.text_content() if part == ".gtitle" else node.inner_html()
