@@ -59,7 +59,7 @@ from utils.checks.answers import (
 )
 from utils.checks.compare import difference, short
 from utils.checks.guards import tensors_in
-from utils.checks.hints import read_hints, read_table, read_todo
+from utils.checks.hints import read_hints, read_table, read_todo, read_why
 from utils.checks.limits import Interrupted, Printed, TookTooLong, interruptible, limited, printed
 from utils.runtime import seed_everything
 
@@ -649,7 +649,9 @@ class Chapter:
         return stand_in(exercise.solution, fn, verdict.failed)
 
     def compare(self, fn: Callable | str) -> None:
-        """Show the workbook's version of an exercise beside the learner's, once that is right or given up."""
+        """Show the workbook's version of an exercise beside the learner's, once that is right or given up, and why it
+        is written so.
+        """
         exercise = self._find(fn, sys._getframe(1).f_globals)
         if exercise is None:
             return
@@ -661,6 +663,8 @@ class Chapter:
         if fn is exercise.solution or isinstance(fn, str):
             del parts["Yours"]
         blocks = [f"**{title}**\n\n```python\n{text.rstrip()}\n```" for title, text in parts.items() if text]
+        if why := read_why(exercise.target):
+            blocks.append(f"**Why so.** {why}")
         _show_markdown("\n\n".join(blocks))
 
     def hint(self, fn: Callable | str) -> None:

@@ -13,6 +13,8 @@ NEXT_CODE = re.compile(r"^```python", re.M)
 CODE = re.compile(r"^~~~python\n(.*?)^~~~$", re.M | re.S)
 # After the last hint's code: what fills its gaps, a line each, in their order. No learner sees it.
 GAPS = re.compile(r"\n*<!-- gaps\n(.*?)^-->", re.M | re.S)
+# Below the exercise's marker: a sentence why the solution is written as it is, for `compare`.
+WHY = re.compile(r"\n*<!-- why\n(.*?)^-->", re.M | re.S)
 
 
 def read_todo(target: str, folder: Path = SOURCE) -> list[str]:
@@ -38,6 +40,22 @@ def read_gaps(target: str, folder: Path = SOURCE) -> tuple[str, list[str]]:
     text = written[-1][1] if written else ""
     code, gaps = CODE.search(text), GAPS.search(text)
     return code[1] if code else "", gaps[1].splitlines() if gaps else []
+
+
+def read_why(target: str, folder: Path = SOURCE) -> str:
+    """Why the solution is written as it is, in a sentence; empty where there is nothing to say."""
+    for path in sorted(folder.glob("[!.]*.md")):
+        text = path.read_text(encoding="utf-8")
+        for fence in FENCE.finditer(text):
+            if fence[1] == target:
+                found = WHY.match(text, fence.end())
+                return found[1].strip() if found else ""
+    return ""
+
+
+def without_notes(text: str) -> str:
+    """A chapter's text as a learner sees it: without what fills the gaps, and why a solution is written so."""
+    return WHY.sub("", GAPS.sub("", text)).lstrip("\n")
 
 
 def _as_written(target: str, folder: Path) -> list[tuple[str, str]]:

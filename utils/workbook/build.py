@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from utils.checks.hints import GAPS
+from utils.checks.hints import without_notes
 from utils.workbook import CHAPTERS, README, ROOT, SOLUTIONS, SOURCE, WorkbookError, chapter_names, diagrams, reference
 from utils.workbook.chapters import TASK, as_json, exercise, read_chapter, source_cells, table
 from utils.workbook.compare import coarse_numbers
@@ -142,7 +142,7 @@ def chapter_cells(path: Path, solved: bool) -> list:
     for cell in source_cells(path)[1:]:  # the first is the front matter
         target = cell.metadata.get("exercise")
         if cell.cell_type == "markdown":
-            texts = (t for part in PARTS.split(folded(GAPS.sub("", cell.source))) for t in diagrams.cell_sources(part))
+            texts = (t for part in PARTS.split(folded(without_notes(cell.source))) for t in diagrams.cell_sources(part))
             parts = [new_markdown_cell(text) for text in texts]
             task = next((part for part in reversed(parts) if TASK.match(part.source)), task)
             cells += parts
