@@ -35,6 +35,7 @@ PARTS = {
     "last hints": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_hints.py"],
     "last hints in the notebooks": [*WORKBOOK, "hints"],
     "set-up": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_setup.py"],
+    "sliders": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_browser.py", "-k", "slider"],
     "histories of a learner's copy": [sys.executable, "-m", "pytest", "tests/test_histories.py", "--histories=2000"],
 }
 STATE = ROOT / ".cache" / "test_full.json"
