@@ -100,7 +100,7 @@ def half_length(n_tokens: int) -> int:
 
 def generate_repeated_tokens(
     model: HookedTransformer, seq_len: int, batch_size: int = 1
-) -> Int[Tensor, "batch 1+2*seq_len"]:
+) -> Int[Tensor, "batch {1+2*seq_len}"]:
     """Repeated sequences: BOS, `seq_len` random tokens, the same tokens again.
 
     The tokens are drawn evenly from the whole vocabulary, for each sequence anew, on

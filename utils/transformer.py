@@ -390,7 +390,7 @@ def unigram_loss(
 
 def bigram_loss(
     train: Int[Tensor, "rows pos"],
-    test: Int[Tensor, "rows pos"],
+    test: Int[Tensor, "test_rows test_pos"],
     d_vocab: int,
     strength: float = 1.0,
 ) -> float:

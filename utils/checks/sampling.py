@@ -1036,7 +1036,6 @@ def _():
     yield [[3, 4], [5]], 6, {"frequency_penalty": 3.0, "stop_at_eos": False}
     yield [[3, 4], [5]], 40, {"stop_at_eos": False}
     yield [[3, 4], [5]], 0, {}
-    yield [(3, 4), (5,)], 3, {}
 
 
 @TransformerSampler.refused

@@ -985,7 +985,7 @@ token_table = exercise(toolbox.token_table, use=use_table)
 def _():
     yield [" the", "[red]", "cat"], [0.12345, 3.0, -2.0], "scores"
     yield ["[/]", "[b]x[/b]", "\n", "'"], [1.0, 1.0, 0.5, 100.0]
-    yield ["a", "b", "c"], torch.tensor([-3.0, -1.0, -1.0]), "all negative"
+    yield ["a", "b", "c"], [-3.0, -1.0, -1.0], "all negative"
     yield [" one"], [7.0]
     yield ["a"], [1.0, 2.0]
     yield [], []

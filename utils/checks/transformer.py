@@ -791,7 +791,7 @@ bigram_logits = exercise(tf.bigram_logits)
 
 @bigram_logits.cases
 def _():
-    yield numbers(6, 3), numbers(3, 5, seed=1)
+    yield numbers(6, 3), numbers(3, 6, seed=1)
     yield numbers(4, 3, seed=2), numbers(3, 4, seed=3)
 
 

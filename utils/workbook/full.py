@@ -32,6 +32,7 @@ PARTS = {
         "pytest",
         "tests/test_outside_answers.py",
     ],
+    "annotations": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_annotations.py"],
     "last hints": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_hints.py"],
     "last hints in the notebooks": [*WORKBOOK, "hints"],
     "set-up": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_setup.py"],

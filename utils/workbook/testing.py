@@ -26,7 +26,9 @@ from utils.workbook.execute import kernel_seconds, run_pytest, solved_notebooks
 from utils.workbook.files import write_whole
 from utils.workbook.kernels import Nursery
 
-PROOF = tuple(f"tests/test_{name}" for name in ("checks", "mutants", "hints", "named", "poison", "outside_answers"))
+PROOF = tuple(
+    f"tests/test_{name}" for name in ("checks", "mutants", "hints", "named", "poison", "outside_answers", "annotations")
+)
 # Part → (its share in minutes of processor time, for twelve chapters; the files whose names begin so).
 PARTS = {
     "solved notebooks": (14.0, ("solutions/", "tests/test_samples")),  # those that run again under noise too
