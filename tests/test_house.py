@@ -48,16 +48,22 @@ def test_nothing_imports_the_machinery(folder):
         assert "workbook" not in wings(path), path.relative_to(ROOT)
 
 
+# What only reads files: the learner's progress, and what a chapter's author wrote beside an exercise.
+READ_ONLY = {
+    "checks.progress",
+    *(f"checks.progress.{name}" for name in ("WORK", "STATES", "load", "progress_folder")),
+    "checks.hints",
+    *(f"checks.hints.{name}" for name in ("read_gaps", "without_notes")),
+}
+
+
 def test_the_machinery_imports_no_teaching_code():
     for path in (UTILS / "workbook").rglob("*.py"):
         names = {name.split(".")[0] for name in imported(path)}
         assert not names & {*MODULES, "show"}, path.name
         if path.name in ("draws.py", "mutants.py"):  # they judge the checks
             continue
-        assert {name for name in imported(path) if name.startswith("checks.")} <= {
-            f"checks.{name}"
-            for name in ("progress", *(f"progress.{n}" for n in ("WORK", "STATES", "load", "progress_folder")))
-        }, path.name
+        assert {name for name in imported(path) if name.startswith("checks.")} <= READ_ONLY, path.name
 
 
 def test_checks_of_one_chapter_borrow_nothing_from_another():
