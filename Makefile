@@ -9,6 +9,11 @@ ONLY ?=
 PORT ?=
 BROWSER ?= yes
 MODEL ?=
+DTYPE ?=
+DEVICE ?=
+MODELS ?=
+NDIF ?=
+export NDIF
 
 # Inside our conda environment its Python is used as it is; everywhere else a .venv of our own.
 ifeq ($(CONDA_DEFAULT_ENV),$(ENVIRONMENT))
@@ -27,7 +32,7 @@ RUN := $(PY) -m utils.workbook
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
 .PHONY: help setup place FORCE lab start update progress test test-full lint unit drift nbval mutants portable \
-        notebooks execute spread bench report models models-smoke models-report ten-minutes clean
+        notebooks execute spread bench report models models-smoke models-report ten-minutes gpu ndif ndif-test clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-22s %s\n", $$1, $$2}'
@@ -68,7 +73,7 @@ test: $(STAMP)  ## everything, a process a core: lint, generation, unit tests, t
 	@$(RUN) test || { echo "make test failed: the lines above name test, or notebook, cell and value." >&2; exit 1; }
 	@echo "All tests passed."
 
-test-full: $(STAMP)  ## what is too long for every change; a part that passed for these files is not run again
+test-full: $(STAMP)  ## what is too long for every change; what passed is not run again (NDIF=no)
 	@$(RUN) test-full || { echo "make test-full failed: the lines above say what." >&2; exit 1; }
 
 lint: $(STAMP)  ## ruff
@@ -120,5 +125,17 @@ models-report: $(STAMP)  ## measure the shipped models and write their cards
 ten-minutes: $(STAMP)  ## from a fresh clone to the first ✓ in Chromium, by what the screen shows: seconds and clicks
 	@$(PY) tests/first_ten_minutes.py
 
-clean:  ## remove .venv and caches; your work/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+# ---------------------------------------------------------------- more than one machine
+
+gpu: $(STAMP)  ## unit tests, notebooks and checks on the GPU: minutes and memory (DEVICE=pretend MODELS=hub CHAPTER=01)
+	@$(RUN) gpu $(CHAPTER) $(if $(DEVICE),--device '$(DEVICE)') $(if $(MODELS),--models '$(MODELS)') || \
+	    { echo "make gpu failed: the lines above say what." >&2; exit 1; }
+
+ndif: $(STAMP)  ## your own NDIF server on this machine, for chapter 10 (PORT=8001, DTYPE=bfloat16)
+	@$(RUN) ndif $(if $(PORT),--port '$(PORT)') $(if $(DTYPE),--dtype '$(DTYPE)')
+
+ndif-test: $(STAMP)  ## start such a server, run chapter 10 on it, compare values, requests and bytes (DTYPE=bfloat16)
+	@$(RUN) ndif-test $(if $(DTYPE),--dtype '$(DTYPE)') || { echo "make ndif-test failed: the lines above say what." >&2; exit 1; }
+
+clean:  ## remove .venv, .ndif and caches; your work/ stays
+	rm -rf .venv .ndif .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """Training, loading and measuring the shipped sparse autoencoders."""
 
 import json
+import os
 import shutil
 from functools import partial
 

@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from utils.training import measure
+from utils.training import measure, processes
 from utils.training.__main__ import main
 from utils.training.architectures import AttentionOnly, build, hooked_config, waves
 from utils.training.config import CONFIGS, config, smoke
@@ -16,6 +19,7 @@ from utils.training.data import Batches, repeated_rows
 from utils.training.export import chosen_steps, export
 from utils.training.loop import Run, learning_rate, read_checkpoint, snapshot_steps, write_checkpoint
 from utils.training.smoke import run_smoke
+from utils.workbook import ROOT
 from utils.world import train_tokenizer
 from utils.world.tokens import save_tokenizer
 
@@ -129,6 +133,58 @@ def test_metrics_after_the_checkpoint_are_written_once(tmp_path, tiny, tokenizer
     run.train()
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [4, 8, 12]
+
+
+# ---- Several processes. ----
+TWO = """
+import dataclasses, sys
+from tokenizers import Tokenizer
+from utils.training import loop
+from utils.training.config import CONFIGS, smoke
+from utils.training.loop import Run
+
+loop.autocasts = lambda where: False  # bfloat16 rounds a half batch otherwise than a whole one
+tiny = dataclasses.replace(smoke(CONFIGS["pico-gpt"]), steps=6, evaluate_every=2, save_every=2, learning_rate=2e-3)
+tokenizer = Tokenizer.from_file(sys.argv[1])
+Run(tiny, tokenizer, sys.argv[2]).train(until=3)
+run = Run(tiny, tokenizer, sys.argv[2])
+assert run.step == 2, run.step
+run.train()
+"""
+
+
+def test_two_processes_train_as_one(tmp_path, tokenizer):
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "two.py").write_text(TWO)
+    arguments = [str(tmp_path / "two.py"), str(tmp_path / "tokenizer.json")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, command in (("one", []), ("two", torchrun)):
+        command = [sys.executable, *command, *arguments, str(tmp_path / name)]
+        done = subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert [m["step"] for m in one] == [m["step"] for m in two] == [2, 4, 6]
+    for a, b in zip(one, two, strict=True):
+        for key in ("training_loss", "validation_loss", "repeat_first", "repeat_second"):
+            assert abs(a[key] - b[key]) < 1e-4 + 1e-9, (key, a, b)  # they are rounded to 1e-4
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(monkeypatch):
+    monkeypatch.setattr(processes.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes.dist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(processes.dist, "get_rank", lambda: 1)
+    assert processes.share(torch.arange(6)[:, None]).flatten().tolist() == [1, 4]
+    with pytest.raises(ValueError, match="8 rows can't be shared evenly by 3 processes"):
+        processes.share(torch.zeros(8, 2))
 
 
 # ---- What comes out. ----

@@ -11,9 +11,11 @@ with nnsight; `model` is nnsight's wrapper of a GPT-2-like model. A *head* is a 
 # trace.
 from __future__ import annotations
 
-import os
+import contextlib
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import einops
 import nnsight
@@ -23,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from tqdm.auto import tqdm
 
+from utils.models.remote import remote_options, sent
 from utils.world.tasks import LAYOUTS, task_prompt
 
 # What chapter 10 imports: all but its exercises.
@@ -39,6 +42,7 @@ __all__ = [
     "out_projection",
     "out_weights",
     "remote_options",
+    "sent",
     "top_heads",
 ]
 
@@ -244,32 +248,6 @@ def out_weights(model, layer: int) -> Float[Tensor, "head d_head d_model"]:
     )
 
 
-def remote_options() -> dict:
-    """What to pass to `trace` and `generate`, by `WORKBOOK_REMOTE`: nothing without it;
-    `1`, run on NDIF, or on the server that `NDIF_HOST` names; `local`, pack the trace
-    as for a server, and run what was unpacked here.
-
-    Raises:
-        ValueError: the variable holds another word, or NDIF's own server is asked
-            without a key in the environment.
-    """
-    where = os.environ.get("WORKBOOK_REMOTE", "")
-    if where in ("", "0"):
-        return {}
-    if where not in ("1", "local"):
-        raise ValueError(f"WORKBOOK_REMOTE is {where!r}: set it to 1 or local")
-    public = nnsight.CONFIG.API.HOST == "https://api.ndif.us"
-    if where == "1" and public and not os.environ.get("NDIF_API_KEY"):
-        raise ValueError(
-            "WORKBOOK_REMOTE=1 needs NDIF's key in the environment: set NDIF_API_KEY "
-            "(free at login.ndif.us), "
-            "or unset WORKBOOK_REMOTE to run on this machine"
-        )
-    # The source of `layer_output` and the like travels with each request.
-    nnsight.register("utils")
-    return {"remote": True if where == "1" else "local"}
-
-
 # -------------------------------- the mean residual state
 
 
@@ -397,6 +375,52 @@ def calculate_fn_vectors_and_intervene(
     return effects
 
 
+def causal_effects_one_trace(
+    model,
+    dataset: ICLDataset,
+    layers: Sequence[int] | None = None,
+    corrupted: ICLDataset | None = None,
+) -> Float[Tensor, "layer head"]:
+    """The same numbers as `calculate_fn_vectors_and_intervene` from a single trace, so
+    that a far server gets one request.
+
+    One invoke of the right prompts takes the heads' means, one runs the corrupted
+    prompts as they are, and one for each head patches them. A head's invoke needs the
+    means of its layer: there is a barrier for each layer. All invokes share one pass,
+    whose batch is that many times larger.
+
+    Args:
+        layers: those to measure (default: all); one row for each.
+        corrupted: the prompts to patch, default `dataset.create_corrupted_dataset()`.
+    """
+    corrupted = corrupted or dataset.create_corrupted_dataset()
+    layers = list(range(model.config.n_layer)) if layers is None else list(layers)
+    right = completion_ids(model.tokenizer, dataset.completions)
+    rows, n_heads = torch.arange(len(right)), model.config.n_head
+    d_head = model.config.n_embd // n_heads
+    with model.trace(**remote_options()) as tracer:
+        barriers = {layer: tracer.barrier(1 + n_heads) for layer in layers}
+        mean_z = {}
+        after = torch.zeros(len(layers), n_heads).save()
+        with tracer.invoke(dataset.prompts):
+            for layer in sorted(layers):
+                mean_z[layer] = out_projection(model, layer).input[:, -1].mean(dim=0)
+                barriers[layer]()
+        with tracer.invoke(corrupted.prompts):
+            logits = model.lm_head.output[:, -1]
+            before = logits.softmax(dim=-1)[rows, right].mean().save()
+        for row, layer in enumerate(layers):
+            for head in range(n_heads):
+                with tracer.invoke(corrupted.prompts):
+                    own = slice(head * d_head, (head + 1) * d_head)
+                    barriers[layer]()
+                    z = out_projection(model, layer).input
+                    z[:, -1, own] = mean_z[layer][own]
+                    logits = model.lm_head.output[:, -1]
+                    after[row, head] = logits.softmax(dim=-1)[rows, right].mean()
+    return after - before.cpu()
+
+
 @torch.no_grad()
 def causal_effects_fast(
     model, dataset: ICLDataset, corrupted: ICLDataset | None = None
@@ -486,6 +510,35 @@ def causal_effects_fast(
             resid = resid + block.mlp(block.ln_2(resid))
         effects[layer] = probability(resid) - before
     return effects
+
+
+def resumable_sweep(
+    measure: Callable[[Head], float], heads: Sequence[Head], file: Path
+) -> dict[Head, float]:
+    """Measure every head, and keep each number in `file` once it is there, so that
+    a sweep that was cut off goes on where it stopped.
+
+    A line of the file is one number, `[[layer, head], number]` as JSON. A line that was
+    cut off while it was written doesn't count; what is written next begins a new line.
+    What `measure` raises goes on to the caller, the file keeps what came before.
+
+    Returns:
+        head -> number, in the order of `heads`.
+    """
+    text = file.read_text() if file.exists() else ""
+    done = {}
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            head, number = json.loads(line)
+            done[tuple(head)] = number
+    if text and not text.endswith("\n"):
+        file.write_text(text + "\n")
+    for head in heads:
+        if head not in done:
+            done[head] = float(measure(head))
+            with file.open("a") as out:
+                out.write(json.dumps([head, done[head]]) + "\n")
+    return {head: done[head] for head in heads}
 
 
 def top_heads(effects: Float[Tensor, "layer head"], n: int) -> list[Head]:

@@ -1,7 +1,11 @@
 """What chapter 10 asks of a learner's functions, and the mistakes it recognises."""
 
+import contextlib
+import json
 import random
+import tempfile
 from functools import cache
+from pathlib import Path
 
 import einops
 import nnsight
@@ -567,10 +571,12 @@ def _():
     yield small_model(), (some := few_shot(4, 6)), (2,), some.create_corrupted_dataset(seed=5)
 
 
-def _effects(model, dataset, layers, on=None, rows=None, at=-1, cut=None, function=torch.softmax, source=None):
+def _effects(
+    model, dataset, layers, on=None, rows=None, at=-1, cut=None, function=torch.softmax, source=None, corrupted=None
+):
     """Options: the prompts to patch, which rows and positions, how a head is cut out, what is measured."""
     layers = range(LAYERS) if layers is None else layers
-    corrupted = dataset.create_corrupted_dataset()
+    corrupted = corrupted or dataset.create_corrupted_dataset()
     mean_z = fv.mean_head_outputs(model, source or dataset)
     ids = _right_ids(model, dataset)
     batch = torch.arange(len(ids))
@@ -637,6 +643,237 @@ def _(model, dataset, layers=None, corrupted=None):
     return fv.causal_effects_fast.__wrapped__(model, dataset, corrupted)[
         list(layers)
     ]  # gradients as through the traces
+
+
+# ---------------------------------------------------------------- causal_effects_one_trace
+
+causal_effects_one_trace = exercise(fv.causal_effects_one_trace, atol=1e-8)
+
+
+@causal_effects_one_trace.cases
+def _():
+    yield small_model(), few_shot(5), [1]
+    yield small_model(), few_shot(4, 6), [2, 0]
+    yield small_model(), few_shot(4), [0], few_shot(4).create_corrupted_dataset(labels=["hot", "wet"])
+
+
+@causal_effects_one_trace.mistake("you patched the prompts with right labels: there the task is known anyway")
+def _(model, dataset, layers=None, corrupted=None):
+    return _effects(model, dataset, layers, on=dataset, corrupted=corrupted)
+
+
+@causal_effects_one_trace.mistake("the means come from the corrupted prompts: their invoke runs `dataset.prompts`")
+def _(model, dataset, layers=None, corrupted=None):
+    source = corrupted or dataset.create_corrupted_dataset()
+    return _effects(model, dataset, layers, source=source, corrupted=corrupted)
+
+
+@causal_effects_one_trace.mistake("you patched the whole layer: only the slice of this invoke's head")
+def _(model, dataset, layers=None, corrupted=None):
+    mean_z = fv.mean_head_outputs(model, dataset).flatten(1)
+    corrupted = corrupted or dataset.create_corrupted_dataset()
+    ids = _right_ids(model, dataset)
+    rows = []
+    for layer in range(LAYERS) if layers is None else layers:
+        with model.trace() as tracer:
+            with tracer.invoke(corrupted.prompts):
+                before = model.lm_head.output[:, -1].softmax(-1).save()
+            with tracer.invoke(corrupted.prompts):
+                model.transformer.h[layer].attn.c_proj.input[:, -1] = mean_z[layer]
+                after = model.lm_head.output[:, -1].softmax(-1).save()
+        at = torch.arange(len(ids)), ids
+        rows.append((after[at].mean() - before[at].mean()).expand(HEADS))
+    return torch.stack(rows)
+
+
+@causal_effects_one_trace.mistake("the rows are in the model's order: row i is layer layers[i]")
+def _(model, dataset, layers=None, corrupted=None):
+    return _effects(model, dataset, layers and sorted(layers), corrupted=corrupted)
+
+
+@causal_effects_one_trace.mistake("`corrupted` is ignored: patch those prompts where they are given")
+def _(model, dataset, layers=None, corrupted=None):
+    return _effects(model, dataset, layers)
+
+
+@causal_effects_one_trace.mistake("`layers` is ignored: one row for each of them")
+def _(model, dataset, layers=None, corrupted=None):
+    return _effects(model, dataset, None, corrupted=corrupted)
+
+
+@causal_effects_one_trace.mistake("the unpatched probability is not subtracted: the effect is a rise")
+def _(model, dataset, layers=None, corrupted=None):
+    prompts = (corrupted or dataset.create_corrupted_dataset()).prompts
+    ids = _right_ids(model, dataset)
+    with model.trace(prompts):
+        before = model.lm_head.output[:, -1].softmax(-1)[torch.arange(len(ids)), ids].mean().save()
+    return _effects(model, dataset, layers, corrupted=corrupted) + before.cpu()
+
+
+@causal_effects_one_trace.law("the whole sweep must be one trace: the model may run only once")
+def _(causal_effects_one_trace):
+    model, passes = small_model(), []
+    handle = model._module.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        causal_effects_one_trace(model, few_shot(4), [0, 1])
+    finally:
+        handle.remove()
+    return len(passes) == 1
+
+
+@causal_effects_one_trace.right
+def _(model, dataset, layers=None, corrupted=None):
+    layers = list(range(LAYERS)) if layers is None else layers
+    prompts = (corrupted or dataset.create_corrupted_dataset()).prompts
+    ids = _right_ids(model, dataset)
+    jobs = [(layer, head) for layer in layers for head in range(HEADS)]
+    with model.trace() as tracer:
+        waits = {layer: tracer.barrier(1 + HEADS) for layer in layers}
+        means, logits = {}, nnsight.save([])
+        with tracer.invoke(dataset.prompts):
+            for layer in range(LAYERS):
+                if layer in waits:
+                    means[layer] = model.transformer.h[layer].attn.c_proj.input[:, -1].mean(0)
+                    waits[layer]()
+        with tracer.invoke(prompts):
+            logits.append(model.lm_head.output[:, -1])
+        for layer, head in jobs:
+            with tracer.invoke(prompts):
+                waits[layer]()
+                cut = slice(head * D_HEAD, head * D_HEAD + D_HEAD)
+                model.transformer.h[layer].attn.c_proj.input[:, -1, cut] = means[layer][cut]
+                logits.append(model.lm_head.output[:, -1])
+    rights = torch.stack(list(logits)).softmax(-1)[:, torch.arange(len(ids)), ids].mean(1)
+    return (rights[1:] - rights[0]).reshape(len(layers), HEADS).cpu()
+
+
+# ---------------------------------------------------------------- resumable_sweep
+
+
+def _use_sweep(sweep, heads, numbers, breaks, cut):
+    """What comes of a sweep that breaks off at the head number `breaks`, with the last `cut` characters of its file
+    lost, and is started again: the numbers, and which heads were measured the first time, and the second."""
+    measured = [[], []]
+
+    def measure(time, fails=None):
+        def number(head):
+            measured[time].append(head)
+            if head == fails:
+                raise ConnectionError("the server went away")
+            return numbers[head]
+
+        return number
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "effects.jsonl"
+        with contextlib.suppress(ConnectionError):
+            sweep(measure(0, heads[breaks]), heads, file)
+        kept = file.read_text() if file.exists() else ""
+        if cut:
+            file.write_text(kept[:-cut])
+        first = sweep(measure(1), heads, file)
+        again = sweep(measure(1), heads[::-1], file)
+    return list(first.items()), list(again), measured
+
+
+resumable_sweep = exercise(fv.resumable_sweep, use=_use_sweep)
+
+
+@resumable_sweep.cases
+def _():
+    heads = [(0, 1), (0, 0), (2, 3), (1, 4)]
+    numbers = {head: 0.125 + i * 0.3 for i, head in enumerate(heads)}
+    yield heads, numbers, 2, 0
+    yield heads, numbers, 3, 4
+    yield heads[:2], numbers, 0, 0
+    yield heads, numbers, 2, 1
+
+
+def _sweep(measure, heads, file, read=True, at_end=False, whole_lines=True):
+    """Options: a right sweep with one thing wrong."""
+    text = file.read_text() if file.exists() and read else ""
+    done = {}
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            head, number = json.loads(line)
+            done[tuple(head)] = number
+    if whole_lines and text and not text.endswith("\n"):
+        file.write_text(text + "\n")
+    new = []
+    for head in heads:
+        if head not in done:
+            done[head] = float(measure(head))
+            new.append(json.dumps([head, done[head]]) + "\n")
+            if not at_end:
+                with file.open("a") as out:
+                    out.write(new[-1])
+    if at_end:
+        with file.open("a") as out:
+            out.writelines(new)
+    return {head: done[head] for head in heads}
+
+
+@resumable_sweep.mistake(
+    "what the file holds was measured anew: leave those out (JSON reads a pair as a list, so tuple(head))"
+)
+def _(measure, heads, file):
+    return _sweep(measure, heads, file, read=False)
+
+
+@resumable_sweep.mistake("the file is written at the end: after each number, or a break loses them all")
+def _(measure, heads, file):
+    return _sweep(measure, heads, file, at_end=True)
+
+
+@resumable_sweep.mistake("a line that was cut off was continued: begin a new line, or the next number is lost too")
+def _(measure, heads, file):
+    return _sweep(measure, heads, file, whole_lines=False)
+
+
+@resumable_sweep.mistake("a head that failed counts as done: let the exception go on to the caller")
+def _(measure, heads, file):
+    def guarded(head):
+        try:
+            return measure(head)
+        except ConnectionError:
+            return 0.0
+
+    return _sweep(guarded, heads, file)
+
+
+@resumable_sweep.mistake("the result is in the file's order: return the heads in the order of `heads`")
+def _(measure, heads, file):
+    _sweep(measure, heads, file)
+    read = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("]")]
+    return {tuple(head): number for head, number in read if tuple(head) in heads}
+
+
+@resumable_sweep.law("heads of another sweep in the file must not be among the results")
+def _(sweep):
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "effects.jsonl"
+        sweep(lambda head: 1.0, [(0, 0), (0, 1)], file)
+        return sweep(lambda head: 2.0, [(1, 1), (0, 1)], file) == {(1, 1): 2.0, (0, 1): 1.0}
+
+
+@resumable_sweep.right
+def _(measure, heads, file):
+    results = {}
+    if file.exists():
+        for line in file.read_text().split("\n"):
+            try:
+                (layer, head), number = json.loads(line)
+                results[layer, head] = number
+            except json.JSONDecodeError:
+                continue
+    with open(file, "a") as out:
+        if file.stat().st_size:
+            out.write("\n")  # an empty line more does no harm
+        for layer, head in heads:
+            if (layer, head) not in results:
+                results[layer, head] = float(measure((layer, head)))
+                print(json.dumps([[layer, head], results[layer, head]]), file=out, flush=True)
+    return {job: results[job] for job in heads}
 
 
 # ---------------------------------------------------------------- calculate_fn_vector

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from utils.training import processes
 from utils.training.config import CONFIGS, SAE_RUNS, Config, SAERun
 from utils.world.tokens import save_tokenizer, train_tokenizer
 
@@ -71,7 +72,9 @@ def _train(configs: list[Config | SAERun], chosen: argparse.Namespace) -> int:
         else:
             Run(each, _tokenizer(), RUNS / each.name, compiled=chosen.compile).train()
         # The autoencoders read the model that is shipped.
-        _export([each], chosen)
+        if processes.first():
+            _export([each], chosen)
+        processes.wait()
     return 0
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from utils.runtime import device
+from utils.training import processes
 from utils.training.architectures import AttentionOnly, build
 from utils.training.config import Config
 from utils.training.data import Batches, repeated_rows
@@ -120,7 +121,7 @@ class Run:
         self.config, self.folder = config, Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "snapshots").mkdir(exist_ok=True)
-        self.where = device()
+        self.where = processes.join(device())
         self.autocast = autocasts(self.where)
         torch.manual_seed(0)
         self.model = build(config).to(self.where)
@@ -131,12 +132,14 @@ class Run:
         self.validation = rows(sample(400, VALIDATION_SEED), tokenizer, config.n_ctx)[:32].long()
         self.repeats = repeated_rows(8, config, VALIDATION_SEED)
         self._resume()
+        processes.wait()  # nobody writes before all have read
         self._loss = torch.compile(self._batch_loss) if compiled else self._batch_loss
 
     def _resume(self) -> None:
         state = read_checkpoint(self.folder / "state.ckpt")
         if state is None:
-            self.metrics_path.unlink(missing_ok=True)
+            if processes.first():
+                self.metrics_path.unlink(missing_ok=True)
             return
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -145,7 +148,8 @@ class Run:
         # Metrics that were written after the checkpoint belong to steps that will run again.
         lines = self.metrics_path.read_text().splitlines() if self.metrics_path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
-        self.metrics_path.write_text("".join(line + "\n" for line in kept))
+        if processes.first():
+            self.metrics_path.write_text("".join(line + "\n" for line in kept))
 
     def _save(self) -> None:
         write_checkpoint(
@@ -198,32 +202,42 @@ class Run:
         """Train up to `until` (default: to the end of the configuration) and return the last metrics."""
         config = self.config
         until = config.steps if until is None else min(until, config.steps)
-        kept_steps = set(snapshot_steps(config.steps)) if config.snapshots else set()
+        writes = processes.first()
+        kept_steps = set(snapshot_steps(config.steps)) if config.snapshots and writes else set()
         losses: list[float] = []
         last: dict[str, float] = {}
         begun = time.monotonic() - self.seconds
         if self.step == 0 and kept_steps:
             self._snapshot()
-        with tqdm(total=config.steps, initial=self.step, desc=config.name, unit="step", mininterval=5) as bar:
+        bar = tqdm(
+            total=config.steps,
+            initial=self.step,
+            desc=config.name,
+            unit="step",
+            mininterval=5,
+            disable=not writes,
+        )
+        with bar:
             while self.step < until:
                 for optimizer in self.optimizers:
                     for group in optimizer.param_groups:
                         group["lr"] = learning_rate(config, self.step)
-                loss = self._loss(self.batches.batch(self.step).to(self.where))
+                loss = self._loss(processes.share(self.batches.batch(self.step)).to(self.where))
                 loss.backward()
+                mean_loss = processes.average(self.model, loss)
                 nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
                 for optimizer in self.optimizers:
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                 self.step += 1
-                losses.append(loss.item())
+                losses.append(mean_loss)
                 if not math.isfinite(losses[-1]):
                     raise FloatingPointError(f"{config.name}: the loss is {losses[-1]} at step {self.step}")
                 bar.update()
                 self.seconds = time.monotonic() - begun
                 if self.step in kept_steps:
                     self._snapshot()
-                if self.step % config.evaluate_every == 0 or self.step == config.steps:
+                if writes and (self.step % config.evaluate_every == 0 or self.step == config.steps):
                     last = {
                         "step": self.step,
                         "tokens": self.step * config.batch_rows * config.n_ctx,
@@ -236,9 +250,9 @@ class Run:
                     with open(self.metrics_path, "a") as file:
                         file.write(json.dumps(last) + "\n")
                     bar.set_postfix(loss=last["validation_loss"], second=last["repeat_second"])
-                if self.step % config.save_every == 0 or self.step == config.steps:
+                if writes and (self.step % config.save_every == 0 or self.step == config.steps):
                     self._save()
-        if self.step >= config.steps:
+        if self.step >= config.steps and writes:
             path = self.folder / "final.safetensors"
             save_file(self._weights(), f"{path}.part")
             os.replace(f"{path}.part", path)

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from utils.models import load, load_tokenizer
+from utils.runtime import device
 from utils.training.config import SAERun
 from utils.training.loop import autocasts
 from utils.world import rows, sample
@@ -103,3 +104,55 @@ def train(settings: SAERun, folder: Path, model: HookedTransformer | None = None
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
     return target
+
+
+def with_runner(settings: SAERun, folder: Path, source: str | None = None, dataset: str | None = None, documents=2_000):
+    """The same kind of autoencoder by sae_lens's own runner, for any model and text on the hub; returns it.
+
+    Without `source` it reads `load("lm")` and world text, so that the call can be tried where no network is.
+
+    Args:
+        folder: where sae_lens writes it.
+        source: a model's name for transformer_lens, as "gpt2-small" or "meta-llama/Llama-3.1-8B".
+        dataset: a data set on the hub with a column `text`.
+        documents: of world text, where no data set is named.
+    """
+    from datasets import Dataset
+    from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig
+
+    model = load("lm") if source is None else HookedTransformer.from_pretrained(source, device=str(device()))
+    text = None
+    if dataset is None:
+        found = rows(sample(documents, FIRST_SAE_SEED), load_tokenizer(), settings.context)
+        text = Dataset.from_dict({"tokens": found.tolist()})
+    kind = {"reshape_activations": "hook_z"} if settings.hook_name.endswith("hook_z") else {}
+    d_in = model.cfg.n_heads * model.cfg.d_head if kind else model.cfg.d_model
+    config = LanguageModelSAERunnerConfig(
+        sae=BatchTopKTrainingSAEConfig(
+            d_in=d_in,
+            d_sae=settings.d_sae,
+            k=settings.k,
+            normalize_activations="expected_average_only_in",
+            **kind,
+        ),
+        model_name=source or "pico-gpt",
+        hook_name=settings.hook_name,
+        dataset_path=dataset or "",
+        is_dataset_tokenized=dataset is None,
+        context_size=settings.context,
+        training_tokens=settings.n_tokens,
+        train_batch_size_tokens=settings.batch_tokens,
+        lr=settings.learning_rate,
+        lr_warm_up_steps=100,
+        lr_decay_steps=settings.n_tokens // settings.batch_tokens // 3,
+        n_batches_in_buffer=16,
+        store_batch_size_prompts=16,
+        n_batches_for_norm_estimate=20,
+        n_eval_batches=1,
+        device=str(model.cfg.device),
+        logger=LoggingConfig(log_to_wandb=False),
+        checkpoint_path=None,
+        output_path=str(folder),
+        verbose=False,
+    )
+    return LanguageModelSAETrainingRunner(config, override_dataset=text, override_model=model).run()

@@ -28,6 +28,9 @@ def main() -> int:
         "progress": "show what is solved",
         "test-full": "run what is too long for every change, where it was not run for this state of the tree",
         "lab": "open JupyterLab in work/",
+        "gpu": "run unit tests, notebooks and checks on a GPU, and say what it took",
+        "ndif": "serve the language model by an NDIF server on this machine",
+        "ndif-test": "run chapter 10 on such a server and compare",
     }.items():
         command = commands.add_parser(name, help=text)
         if name in (
@@ -41,6 +44,7 @@ def main() -> int:
             "mistakes",
             "mutants",
             "hints",
+            "gpu",
         ):
             command.add_argument("chapter", nargs="?", help="number or name; all without it")
         if name == "execute":
@@ -59,6 +63,13 @@ def main() -> int:
         if name == "portable":
             command.add_argument("--setting", help="only this one: noise-1, cpu-default, threads-2, hash-7, …")
             command.add_argument("--sample", action="store_true", help="two short chapters under one seed")
+        if name == "gpu":
+            command.add_argument("--device", default="cuda", help="cuda, pretend or cpu")
+            command.add_argument("--models", default="embedded", help="embedded or hub")
+        if name in ("ndif", "ndif-test"):
+            command.add_argument("--dtype", default="float32")
+        if name == "ndif":
+            command.add_argument("--port", type=int, default=8001)
         if name == "lab":
             command.add_argument("--port")
             command.add_argument("--no-browser", action="store_true")
@@ -142,6 +153,18 @@ def run(args) -> int | None:
         from utils.workbook.portable import spread
 
         print("\n".join(spread(args.chapter, args.seeds, args.jobs)))
+    elif args.command == "gpu":
+        from utils.workbook.gpu import gpu
+
+        return min(1, gpu(args.device, args.models, args.chapter))
+    elif args.command == "ndif":
+        from utils.workbook.ndif import serve
+
+        serve(args.dtype, args.port)
+    elif args.command == "ndif-test":
+        from utils.workbook.ndif import test
+
+        return min(1, test(args.dtype))
     elif args.command == "lab":
         from utils.workbook.lab import lab
 
