@@ -1,7 +1,7 @@
 """Chapter 10's traced functions on the NDIF server that NDIF_HOST names, beside their local values: `make ndif-test`.
 
-How far the values may differ is three times what was seen; float32 differs where the batch is another, bfloat16 rounds
-to 8 bits. Words that a model writes are compared in float32 only: a tie can fall the other way.
+How far the values may differ, relative to the largest: in bfloat16, which rounds to 8 bits, three times what was seen
+(1.7e-2 for log-probabilities). Words that a model writes are compared in float32 only: a tie can fall the other way.
 """
 
 import os
@@ -15,7 +15,7 @@ from utils.world import TASKS
 
 DTYPE = os.environ["WORKBOOK_SERVER_DTYPE"]
 # Relative to the largest local value.
-TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1, "float16": 0.02}[DTYPE]
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}[DTYPE]
 
 
 @pytest.fixture(scope="module", autouse=True)

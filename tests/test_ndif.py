@@ -4,6 +4,7 @@ says where the server does not answer, knows no such key, or finds a request too
 import asyncio
 import http.server
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import nnsight
 import psutil
 import pytest
 import torch
+import zstandard
 from nnsight.intervention.backends.remote import RemoteError
 from nnsight.schema.request import RequestModel
 
@@ -110,6 +112,23 @@ def test_what_listens_for_others_is_named():
     with socket.create_server(("127.0.0.1", 0)), socket.create_server(("0.0.0.0", 0)) as for_all:
         said = ndif.listening([psutil.Process()])
         assert f"0.0.0.0:{for_all.getsockname()[1]}" in " ".join(said) and "127.0.0.1" not in " ".join(said)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has them")
+def test_a_network_of_its_own_holds_loopback_or_nothing_has_changed():
+    tries = """
+import socket, psutil
+from utils.workbook import ndif
+before = set(psutil.net_if_addrs())
+if ndif.own_network():
+    assert set(psutil.net_if_addrs()) <= {"lo"}
+else:
+    assert set(psutil.net_if_addrs()) == before
+with socket.create_server(("127.0.0.1", 0)) as one:
+    socket.create_connection(one.getsockname(), timeout=5).close()
+"""
+    done = subprocess.run([sys.executable, "-c", tries], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # ---------------------------------------------------------------- the server's door
@@ -217,6 +236,15 @@ def test_what_a_server_refuses_is_said_in_a_sentence(name, refuses, far):
         model.lm_head.output.save()
 
 
+def test_what_a_server_computed_in_16_bits_comes_back_as_float32(far):
+    saved = {"z": [torch.ones(2, dtype=torch.bfloat16)], "ids": torch.tensor([7]), "word": "hot", "x": torch.ones(1)}
+    blob = io.BytesIO()
+    torch.save(saved, blob)
+    got = remote.PlainBackend("model", host="http://127.0.0.1:1").finalize(zstandard.compress(blob.getvalue()))
+    assert got["z"][0].dtype == got["x"].dtype == torch.float32 and got["ids"].dtype == torch.int64
+    assert got["word"] == "hot" and got["z"][0].tolist() == [1, 1]
+
+
 # ---------------------------------------------------------------- what a client sends
 
 
@@ -244,6 +272,6 @@ def test_a_count_ends_where_its_body_raises(monkeypatch):
 
 def test_full_leaves_the_server_out_only_where_it_is_told(monkeypatch):
     monkeypatch.setenv("NDIF", "no")
-    assert "NDIF" not in " ".join(full.wanted())
+    assert not any("ndif-test" in command for command in full.wanted().values())
     monkeypatch.delenv("NDIF")
     assert any("ndif-test" in command for command in full.wanted().values())

@@ -153,6 +153,7 @@ run.train()
 """
 
 
+@pytest.mark.skipif(not os.environ.get("WORKBOOK_FULL"), reason="a minute: in make test-full")
 def test_two_processes_train_as_one(tmp_path, tokenizer):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "two.py").write_text(TWO)

@@ -398,20 +398,21 @@ def causal_effects_one_trace(
     right = completion_ids(model.tokenizer, dataset.completions)
     rows, n_heads = torch.arange(len(right)), model.config.n_head
     d_head = model.config.n_embd // n_heads
+    prompts, spoilt = dataset.prompts, corrupted.prompts  # text travels, no class
     with model.trace(**remote_options()) as tracer:
         barriers = {layer: tracer.barrier(1 + n_heads) for layer in layers}
         mean_z = {}
         after = torch.zeros(len(layers), n_heads).save()
-        with tracer.invoke(dataset.prompts):
+        with tracer.invoke(prompts):
             for layer in sorted(layers):
                 mean_z[layer] = out_projection(model, layer).input[:, -1].mean(dim=0)
                 barriers[layer]()
-        with tracer.invoke(corrupted.prompts):
+        with tracer.invoke(spoilt):
             logits = model.lm_head.output[:, -1]
             before = logits.softmax(dim=-1)[rows, right].mean().save()
         for row, layer in enumerate(layers):
             for head in range(n_heads):
-                with tracer.invoke(corrupted.prompts):
+                with tracer.invoke(spoilt):
                     own = slice(head * d_head, (head + 1) * d_head)
                     barriers[layer]()
                     z = out_projection(model, layer).input

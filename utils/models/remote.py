@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import nnsight
+import torch
 import zstandard
 from nnsight.intervention.backends import remote
 from nnsight.schema.request import RequestModel
+from torch.utils._pytree import tree_map
 
 PUBLIC = "https://api.ndif.us"
 OWN = "start one with `make ndif`, or unset WORKBOOK_REMOTE to run on this machine"
@@ -28,6 +30,10 @@ class PlainBackend(remote.RemoteBackend):
                 counts.write(f"{len(data)}\n")
         return data
 
+    def finalize(self, content):
+        """What comes back, in float32 where the server computes in 16 bits, as the local weights are."""
+        return tree_map(_widened, super().finalize(content))
+
     def request(self, request, tracer):
         with _said(self.host):
             return super().request(request, tracer)
@@ -39,6 +45,10 @@ class PlainBackend(remote.RemoteBackend):
     def poll(self, tracer=None):
         with _said(self.host):
             return super().poll(tracer)
+
+
+def _widened(value):
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.half) else value
 
 
 @contextmanager

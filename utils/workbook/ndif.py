@@ -40,7 +40,7 @@ MEMORY = 4.0  # GB that must be free: 3.3 were used
 LIMIT = 64_000_000  # bytes of one request
 START_SECONDS = 300
 ATTEMPTS = 3  # to start ray
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16")
 SUBREAPER = 36  # prctl's name for "orphans among my descendants become my children"
 
 
@@ -450,7 +450,8 @@ def test(dtype: str = "float32") -> int:
         if dtype == "float32":  # a chapter's references are float32's
             os.environ["WORKBOOK_REMOTE"] = "1"
             failed += ["chapter 10"] if nbval("10") else []
-        there, here = sorted(server.counts()), sorted(map(int, counts.read_text().split()))
+        sent = counts.read_text().split() if counts.exists() else []
+        there, here = sorted(server.counts()), sorted(map(int, sent))
         if there != here:
             failed.append(f"counts: the server took {len(there)} requests, {sum(there)} bytes")
         print(f"{len(here)} requests, {sum(here):,} bytes sent; the server counts {len(there)}, {sum(there):,}.")
@@ -460,18 +461,27 @@ def test(dtype: str = "float32") -> int:
 
 
 def own_network() -> bool:
-    """Give this process a network of its own that holds nothing but loopback, and whatever it starts from now on."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None, use_errno=True)
-        new_network, new_user = 0x40000000, 0x10000000
-        if libc.unshare(new_network):
-            user, group = os.getuid(), os.getgid()
-            if libc.unshare(new_user | new_network):
-                return False
-            Path("/proc/self/setgroups").write_text("deny")
-            Path("/proc/self/uid_map").write_text(f"0 {user} 1")
-            Path("/proc/self/gid_map").write_text(f"0 {group} 1")
-        with socket.socket() as one:  # loopback is down in a new network
-            fcntl.ioctl(one, 0x8914, struct.pack("16sh14x", b"lo", 0x1 | 0x40))
-        return True
-    return False
+    """Give this process, and whatever it starts from now on, a network that holds nothing but loopback; False where the
+    system does not allow that, and then nothing has changed."""
+    tries = [sys.executable, "-c", "from utils.workbook.ndif import enter_network; enter_network()"]
+    if subprocess.call(tries, cwd=ROOT, stderr=subprocess.DEVNULL):
+        return False
+    enter_network()
+    return True
+
+
+def enter_network() -> None:
+    """
+    Raises:
+        OSError: not allowed, perhaps half done.
+    """
+    libc, user, group = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
+    new_network, new_user = 0x40000000, 0x10000000
+    if libc.unshare(new_network):
+        if libc.unshare(new_user | new_network):
+            raise OSError(ctypes.get_errno(), "unshare")
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    with socket.socket() as one:  # loopback is down in a new network
+        fcntl.ioctl(one, 0x8914, struct.pack("16sh14x", b"lo", 0x1 | 0x40))
