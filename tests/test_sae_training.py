@@ -121,7 +121,7 @@ def test_an_unknown_autoencoder_is_refused(capsys):
 @pytest.mark.skipif(not os.environ.get("WORKBOOK_FULL"), reason="twenty seconds: in make test-full")
 def test_sae_lens_own_runner_trains_one_that_loads(tmp_path):
     settings = SAERun("blocks.2.hook_resid_pre", k=8, d_sae=256, n_tokens=20_000, batch_tokens=512, context=64)
-    with_runner(settings, tmp_path, documents=300)
+    saes.with_runner(settings, tmp_path, documents=300)
     (folder,) = {path.parent for path in tmp_path.rglob("sae_weights.safetensors")}
     sae = SAE.load_from_disk(folder)
     assert (sae.cfg.d_in, sae.cfg.d_sae) == (192, 256) and sae.cfg.metadata.hook_name == settings.hook_name

@@ -47,6 +47,16 @@ PARTS = {
     ],
     "set-up": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_setup.py"],
     "sliders": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_browser.py", "-k", "slider"],
+    "autoencoders by sae_lens's own runner": [
+        "env",
+        "WORKBOOK_FULL=1",
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests/test_sae_training.py",
+        "-k",
+        "own_runner",
+    ],
     "chapter 10 on a server": [*WORKBOOK, "ndif-test"],
     "histories of a learner's copy": [sys.executable, "-m", "pytest", "tests/test_histories.py", "--histories=2000"],
 }
