@@ -392,17 +392,20 @@ def _only_logs(folder: str, names: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """A SIGTERM or a closed terminal ends the body as Ctrl-C does."""
+    """A SIGTERM or a closed terminal ends the body as Ctrl-C does; a second one does not break off what ends it."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def stop(*_):
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGHUP)}
+    before = {each: signal.signal(each, stop) for each in signals}
     try:
         yield
     finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def serve(dtype: str = "float32", port: int = PORT) -> None:
