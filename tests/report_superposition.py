@@ -50,7 +50,7 @@ def run_chapter() -> list[tuple[str, str, str, str]]:
             target = cell.metadata.get("exercise")
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(solution_code(target) if target else cell.source, namespace)
-    return list(show._claims)
+    return list(show.claims._claims)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from utils import show
-from utils.show import drawings
+from utils.show import claims, drawings
 
 
 def test_template_suits_light_and_dark():
@@ -46,27 +46,70 @@ def test_token_strip_is_static_and_escaped():
         show.token_strip(["a", "b"], [1.0])
 
 
-def test_claims_bounds_are_met_to_single_precision(monkeypatch):
-    monkeypatch.setattr(show, "_claims", [])
-    show.claim("a mean of ones, on another machine", 1 + 2**-23, 0.5, 1)
+@pytest.fixture
+def no_claims(monkeypatch):
+    monkeypatch.setattr(claims, "_claims", [])
+
+
+def test_claims_bounds_are_met_to_single_precision(no_claims):
+    show.claim("a mean of ones, on another machine", 1 + 2**-23, 0.5, 1, control={"none": 0})
     for value, low, high in ((1.001, 0.5, 1), (1e-9, 0, 0), (0.4999, 0.5, 1)):
         with pytest.raises(AssertionError, match="outside"):
-            show.claim("a share", value, low, high)
+            show.claim("a share", value, low, high, control={"none": -1})
 
 
-def test_claim_prints_asserts_and_records(capsys, monkeypatch):
-    monkeypatch.setattr(show, "_claims", [])
+def test_claim_prints_asserts_and_records(capsys, monkeypatch, no_claims):
     shown = []
-    monkeypatch.setattr(show, "display", shown.append)
-    show.claim("loss, nats", 0.5, 0, 1, control="shuffled 3.1")
-    assert "loss, nats: 0.5000   (control: shuffled 3.1)" in capsys.readouterr().out
+    monkeypatch.setattr(claims, "display", shown.append)
+    show.claim("loss, nats", 0.5, 0, 1, control={"shuffled": 3.1})
+    assert "loss, nats: 0.5000   (control: shuffled: 3.10)" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="outside 0 to 1"):
-        show.claim("other", 2, 0, 1)
+        show.claim("other", 2, 0, 1, control={"none": -1})
     with pytest.raises(AssertionError):
-        show.claim("not a number", float("nan"), 0, 1)
-    show.claim("loss, nats", 0.6, 0, 1)  # a cell run twice replaces its row
+        show.claim("not a number", float("nan"), 0, 1, control={"none": -1})
+    show.claim("loss, nats", 0.6, 0, 1, control={"a": 3, "b": 4})  # a cell run twice replaces its row
     show.findings()
-    assert "| loss, nats | 0.6000 | 0 to 1 |" in shown[0].data and "0.5" not in shown[0].data
+    assert "| loss, nats | 0.6000 | 0 to 1 | a: 3, b: 4 |" in shown[0].data and "0.5" not in shown[0].data
+
+
+@pytest.mark.parametrize(
+    "control",
+    [
+        {"shuffled": 0.5},
+        {"at the border": 1.0},
+        {"one of the seeds": [3.0, 0.2, 5.0]},
+        {"fine": 7.0, "not fine": torch.tensor(0.1)},
+        {"draws": torch.tensor([0.3, 2.0])},
+    ],
+)
+def test_an_interval_that_holds_its_control_is_refused(control, no_claims):
+    with pytest.raises(AssertionError, match="the number shows nothing"):
+        show.claim("a share", 0.7, 0, 1, control=control)
+
+
+def test_samples_are_claimed_with_their_interval(capsys, no_claims):
+    samples = torch.randn(400, generator=torch.Generator().manual_seed(0)) + 3
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    show.claim("a mean", samples, 2.5, 3.5, control={"nothing": 0.0, "five draws": [0.1, 0.2, 0.0, -0.1, 0.3]})
+    said = capsys.readouterr().out
+    mean, low, high = (float(x) for x in re.findall(r"\d\.\d+", said)[:3])
+    assert abs(mean - samples.mean()) < 1e-3 and 2 * 1.96 / 20 == pytest.approx(high - low, rel=0.15)
+    assert "five draws: -0.100 to 0.300 (5 times)" in said
+    assert torch.equal(torch.get_rng_state(), state[0]) and (np.random.get_state()[1] == state[1]).all()
+    with pytest.raises(AssertionError, match="outside"):  # the mean lies inside, its interval doesn't
+        show.claim("a mean", samples, 2.99, 3.5, control={"nothing": 0.0})
+
+
+def test_an_identity_shows_that_a_fault_would_be_seen(capsys, no_claims):
+    a = torch.randn(3, 4)
+    show.identity("ours and the library's", a + 1e-7, a, 1e-5, broken=a.flip(0))
+    assert "ours and the library's: equal to 1e-05   (broken on purpose: " in capsys.readouterr().out
+    show.identity("largest error", 1e-8, 0, 1e-6, broken=0.5)
+    for got, broken, says in ((a + 1e-3, a.flip(0), "largest difference"), (a, a + 1e-4, "broken, it is off by")):
+        with pytest.raises(AssertionError, match=says):
+            show.identity("ours", got, a, 1e-5, broken=broken)
+    with pytest.raises(ValueError, match="can't be compared"):
+        show.identity("ours", a, a[:2], 1e-5, broken=a)
 
 
 @pytest.mark.parametrize(
@@ -88,12 +131,11 @@ def test_claim_prints_asserts_and_records(capsys, monkeypatch):
         (3.5e-8, "3.500e-08"),
     ],
 )
-def test_claim_prints_floats_as_floats_and_counts_as_counts(value, text, capsys, monkeypatch):
-    monkeypatch.setattr(show, "_claims", [])
+def test_claim_prints_floats_as_floats_and_counts_as_counts(value, text, capsys, monkeypatch, no_claims):
     show.claim("x", value, -1e9, 1e9)
     assert capsys.readouterr().out == f"x: {text}\n"
     shown = []
-    monkeypatch.setattr(show, "display", shown.append)
+    monkeypatch.setattr(claims, "display", shown.append)
     show.findings()
     assert f"| x | {text} |" in shown[0].data
 

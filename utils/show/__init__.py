@@ -5,7 +5,6 @@ same figure reads well in JupyterLab's light and dark themes. It also lets a cel
 """
 
 import html
-import math
 import re
 import time
 import unicodedata
@@ -19,8 +18,11 @@ import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
 import torch
-from IPython.display import HTML, Markdown, display
+from IPython.display import HTML, display
 
+from utils.show.claims import claim as claim
+from utils.show.claims import findings as findings
+from utils.show.claims import identity as identity
 from utils.show.waiting import show_waiting
 
 # As far from white as from JupyterLab's dark ground, a contrast of 4 and more to each.
@@ -183,50 +185,6 @@ def token_strip(tokens: Sequence[str], values=None, title: str = "", limit: floa
         boxes.append(f'<span title="{tip}" style="{style}">{text}</span>')
     head = f"<div><strong>{html.escape(title)}</strong></div>" if title else ""
     return HTML(f'{head}<div style="font-family: monospace; line-height: 1.9">{"".join(boxes)}</div>')
-
-
-# ---------------------------------------------------------------- claims
-
-_claims: list[tuple[str, str, str, str]] = []
-
-
-def claim(what: str, value: float, low: float, high: float, control: str = "") -> None:
-    """Assert that a measured number lies in [low, high], print it, and keep it for the closing table.
-
-    Args:
-        what: what was measured, with its unit.
-        value: the number; a whole one (an int, or a tensor or array of integers) is printed as a count, any other
-            as a float with four digits, so that 1.000 is told from 1.
-        low, high: the interval that the chapter's text relies on.
-        control: what the same measurement gives where the effect should be absent.
-
-    Raises:
-        AssertionError: the number lies outside; the chapter's text would be untrue.
-    """
-    text = _measurement(value)
-    value = float(value)
-    row = (what, text, f"{low:g} to {high:g}", control)
-    if row not in _claims:
-        _claims[:] = [c for c in _claims if c[0] != what]
-        _claims.append(row)
-    print(f"{what}: {text}" + (f"   (control: {control})" if control else ""))
-    # A mean of ones may be 1.0000001 on another machine: a bound is met to single precision.
-    near = math.isclose(value, low, rel_tol=1e-6) or math.isclose(value, high, rel_tol=1e-6)
-    assert near or low <= value <= high, f"{what} is {text}, outside {low:g} to {high:g}: the text here would be untrue"
-
-
-def _measurement(value) -> str:
-    if isinstance(value, int) or np.asarray(to_numpy(value)).dtype.kind in "iub":
-        return str(int(value))
-    value = float(value)
-    return f"{value:.1f}" if 999.95 <= abs(value) < 9999.5 else f"{value:#.4g}"
-
-
-def findings() -> None:
-    """Show the closing table: every claim made so far, its number, its interval and its control."""
-    rows = ["| claim | measured | must lie in | control |", "| --- | --- | --- | --- |"]
-    rows += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in _claims]
-    display(Markdown("\n".join(rows)))
 
 
 # ---------------------------------------------------------------- times and memory
