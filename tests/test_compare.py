@@ -32,7 +32,7 @@ FIGURE = """import numpy as np, plotly.graph_objects as go
 from utils import show
 go.Figure(go.Scatter(y=np.array([1, 2.5], dtype=np.float32)), layout=dict(title="a rise", template="none")).show()"""
 
-CLAIM = "from utils import show; show.claim('share', 0.99996, 0, 1, control='0.30')"
+CLAIM = "from utils import show; show.claim('share', 0.99996, 0.5, 1, control={'none': 0.3})"
 TIMED = "from utils import show\nwith show.timed('a step'): pass"
 TOLERANCES = {
     "own tolerance": {"rtol": 0.1, "why": "a test"},
@@ -81,8 +81,8 @@ CELLS = {
     "few digits, without": ("print('share 0.03')", printed("share 0.04\n"), False),
     "one unit of the last place": ("print('share 0.61')", printed("share 0.62\n"), True),
     "two units of the last place": ("print('share 0.61')", printed("share 0.63\n"), False),
-    "a claim": (CLAIM, printed("share: 1   (control: 0.30)\n"), True),
-    "another claim": (CLAIM, printed("share: 0.99   (control: 0.30)\n"), False),
+    "a claim": (CLAIM, printed("share: 1   (control: none: 0.30)\n"), True),
+    "another claim": (CLAIM, printed("share: 0.99   (control: none: 0.30)\n"), False),
     "a time": (TIMED, shown("text/plain", f"a step: {MEASURED}"), True),
     "a time is no print": (TIMED, printed("a step: 3 ms"), False),
     "an error": ("1 / 0", [], False),

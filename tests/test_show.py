@@ -87,6 +87,12 @@ def test_an_interval_that_holds_its_control_is_refused(control, no_claims):
         show.claim("a share", 0.7, 0, 1, control=control)
 
 
+@pytest.mark.parametrize("control", ["", "shuffled 0.2", {}, {"shuffled": "0.2"}, None])
+def test_a_claim_without_a_number_for_its_control_is_refused(control, no_claims):
+    with pytest.raises(ValueError, match="takes its control as numbers"):
+        show.claim("a share", 0.7, 0.5, 1, control=control)
+
+
 def test_samples_are_claimed_with_their_interval(capsys, no_claims):
     samples = torch.randn(400, generator=torch.Generator().manual_seed(0)) + 3
     state = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -132,8 +138,8 @@ def test_an_identity_shows_that_a_fault_would_be_seen(capsys, no_claims):
     ],
 )
 def test_claim_prints_floats_as_floats_and_counts_as_counts(value, text, capsys, monkeypatch, no_claims):
-    show.claim("x", value, -1e9, 1e9)
-    assert capsys.readouterr().out == f"x: {text}\n"
+    show.claim("x", value, -1e9, 1e9, control={"none": 1e10})
+    assert capsys.readouterr().out == f"x: {text}   (control: none: 1.00e+10)\n"
     shown = []
     monkeypatch.setattr(claims, "display", shown.append)
     show.findings()

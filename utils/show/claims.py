@@ -17,7 +17,7 @@ RESAMPLES = 2_000
 _claims: list[tuple[str, str, str, str]] = []
 
 
-def claim(what: str, value, low: float, high: float, control: Mapping[str, float | Sequence[float]] | str = "") -> None:
+def claim(what: str, value, low: float, high: float, control: Mapping[str, float | Sequence[float]]) -> None:
     """Assert that a measured number lies in [low, high] and its control doesn't, print both, keep them for the table.
 
     Args:
@@ -31,21 +31,23 @@ def claim(what: str, value, low: float, high: float, control: Mapping[str, float
 
     Raises:
         AssertionError: the number lies outside, or a control inside; the chapter's text would be untrue.
+        ValueError: no control, or one that is no number: `control={"heads shuffled": 0.02}`.
     """
+    if not isinstance(control, Mapping) or not control or any(isinstance(v, str) for v in control.values()):
+        raise ValueError(f'{what}: a claim takes its control as numbers, control={{"heads shuffled": 0.02}}')
     samples = _samples(value)
     if samples is None:
         text, ends = _number(value), [float(_array(value).item())]
     else:
         ends = np.quantile(_means(samples), [0.025, 0.975]).tolist()
         text = f"{_number(samples.mean())}, 95 % from {_number(ends[0], 3)} to {_number(ends[1], 3)}"
-    controls = {"": control} if isinstance(control, str) else control
-    said = ", ".join(f"{name}: {_several(v)}" if name else v for name, v in controls.items())
+    said = ", ".join(f"{name}: {_several(v)}" for name, v in control.items())
     _keep(what, text, f"{low:g} to {high:g}", said)
-    print(f"{what}: {text}" + (f"   (control: {said})" if said else ""))
+    print(f"{what}: {text}   (control: {said})")
     for x in ends:
         assert _within(x, low, high), f"{what} is {text}, outside {low:g} to {high:g}: the text here would be untrue"
-    for name, v in controls.items():
-        for x in [] if isinstance(v, str) else np.ravel(_array(v)).astype(float):
+    for name, v in control.items():
+        for x in np.ravel(_array(v)).astype(float):
             assert not _within(x, low, high), (
                 f"{what}: {name} gives {x:#.3g}, which lies in {low:g} to {high:g} as well: the number shows nothing"
             )
