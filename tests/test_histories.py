@@ -285,9 +285,14 @@ class History:
                 self.counts[operation.__name__] += 1
                 self.log.append(f"  {operation.__name__} at {k}")
         stood = {key for c in notebook["cells"] if (key := self.key_of(c))}
+        wrote = {m: squashed(c["source"]) for c in notebook["cells"] for m in self.all_marks(c)}
         saved = self.editor.save(notebook)
         (self.work / f"{name}.ipynb").write_text(json.dumps(saved))
-        # What an editor did to a delivered text makes it the learner's.
+        # An editor may join cells when it writes; what an editor did to a delivered text makes it the learner's.
+        now = {
+            m: squashed(c["source"]) for nb in self.copies().values() for c in nb["cells"] for m in self.all_marks(c)
+        }
+        self.loose |= {m for m, text in wrote.items() if now.get(m) != text}
         self.changed |= stood - {self.key_of(c) for nb in self.copies().values() for c in nb["cells"]}
 
     def mark(self, key: str | None) -> str:

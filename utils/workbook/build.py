@@ -200,14 +200,22 @@ def build_chapter(path: Path, solved: bool) -> nbformat.NotebookNode:
     return notebook
 
 
+# A closing table → the calls that it repeats.
+TABLES = {"guesses": ("expect", "grade"), "findings": ("claim", "identity")}
+
+
 def with_outputs(new: nbformat.NotebookNode, old: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """`new` with the outputs of the cells that stand unchanged in `old`; the table of predictions repeats those above
-    it, and keeps its own only where they are the same."""
+    """`new` with the outputs of the cells that stand unchanged in `old`; a closing table repeats what cells above it
+    say, and keeps its own only where those are the same."""
     recorded = {c.id: c for c in old.cells if c.cell_type == "code"}
-    asked = [[c.source for c in notebook.cells if any(calls(c.source, "expect", "grade"))] for notebook in (new, old)]
+
+    def said(notebook, names):
+        return [c.source for c in notebook.cells if c.cell_type == "code" and any(f"{n}(" in c.source for n in names)]
+
+    stale = {table for table, names in TABLES.items() if said(new, names) != said(old, names)}
     for cell in new.cells:
         before = recorded.get(cell.id)
-        if before and before.source == cell.source and (asked[0] == asked[1] or not any(calls(cell.source, "guesses"))):
+        if before and before.source == cell.source and not any(f"{table}(" in cell.source for table in stale):
             cell.outputs, cell.execution_count = before.outputs, before.execution_count
     return new
 

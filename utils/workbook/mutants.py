@@ -208,6 +208,19 @@ def _default_axis(task: Task, m: Mutant) -> bool:
     )
 
 
+# Conditions of the solutions under which something is left out that would add nothing: blocks from the last to the
+# last are none, a LayerNorm that isn't there is the identity, a bias of zeros adds zeros, a sum over one is that one.
+SPARES_WORK = re.compile(
+    r"layer \+ 1 < cfg\.n_layers|layer < n_layers - 1|tokens\.is_cuda|if has_bias else|not change\[pos\]\.any\(\)|"
+    r"if direct|normalization_type is None else block|finished\[-1\]\[0\] >= beams"
+)
+
+
+def _spares_work(task: Task, m: Mutant) -> bool:
+    lines = inspect.getsource(task.exercise.solution).splitlines()
+    return SPARES_WORK.search(lines[m.line - 1]) is not None
+
+
 OTHER_TYPE = re.compile(r"\.(tolist|item)\(\)$|^(int|float|bool|list|tuple|set)\(")
 # Reason → whether it holds for a mutant that its check accepts.
 EQUAL: dict[str, Callable[[Task, Mutant], bool]] = {
@@ -237,6 +250,8 @@ EQUAL: dict[str, Callable[[Task, Mutant], bool]] = {
         re.search(r"\b(heads_per_pass|at_once|batch_size is always)\b", m.change) is not None
     ),
     "what is skipped changes the time, and no number": lambda task, m: m.change in ("continue → pass", "break → pass"),
+    "a condition under which work that adds nothing is left out": _spares_work,
+    "a blank line more in a file of numbers is read over": lambda task, m: "text.endswith(" in m.change,
     "an eps that only parts 0 from 0": lambda task, m: m.change == "eps=: 1e-12 → 2e-12",
     "the keys' bias adds the same to all scores of a query": lambda task, m: (
         m.change.endswith("self.b_K") or ("self.b_K → " in m.change)
