@@ -5,11 +5,12 @@ import os
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from utils.checks import progress
-from utils.workbook import CHAPTERS
+from utils.workbook import CHAPTERS, start_page
 from utils.workbook.chapters import as_json, table
 from utils.workbook.start_page import arrows, last_worked_on, name_of, next_exercise, page, places, rows
 
@@ -216,3 +217,8 @@ def test_more_chapters_on_a_line_than_there_are_columns():
 
     at = places([Row(**m) for m in made])
     assert len(set(at.values())) == 8
+
+
+def test_the_style_leaves_the_room_that_the_arrows_count_on():
+    style = (Path(start_page.__file__).parent / "jupyter/labextensions/workbook-start/files" / "style.css").read_text()
+    assert f"grid-auto-rows: {start_page.ROW}px; gap: {start_page.GAP}px" in style
