@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "chapters" / "source"
@@ -19,10 +20,9 @@ WHY = re.compile(r"\n*<!-- why\n(.*?)^-->", re.M | re.S)
 
 def read_todo(target: str, folder: Path = SOURCE) -> list[str]:
     """The methods to write of a class, as its marker names them; none where it names none."""
-    for path in sorted(folder.glob("[!.]*.md")):
-        for fence in FENCE.finditer(path.read_text(encoding="utf-8")):
-            if fence[1] == target and (todo := TODO.search(fence[0])):
-                return todo[1].split()
+    for _, fence in _markers(target, folder):
+        if todo := TODO.search(fence[0]):
+            return todo[1].split()
     return []
 
 
@@ -44,12 +44,9 @@ def read_gaps(target: str, folder: Path = SOURCE) -> tuple[str, list[str]]:
 
 def read_why(target: str, folder: Path = SOURCE) -> str:
     """Why the solution is written as it is, in a sentence; empty where there is nothing to say."""
-    for path in sorted(folder.glob("[!.]*.md")):
-        text = path.read_text(encoding="utf-8")
-        for fence in FENCE.finditer(text):
-            if fence[1] == target:
-                found = WHY.match(text, fence.end())
-                return found[1].strip() if found else ""
+    for text, fence in _markers(target, folder):
+        found = WHY.match(text, fence.end())
+        return found[1].strip() if found else ""
     return ""
 
 
@@ -59,17 +56,21 @@ def without_notes(text: str) -> str:
 
 
 def _as_written(target: str, folder: Path) -> list[tuple[str, str]]:
+    for text, fence in _markers(target, folder):
+        rest = text[fence.end() :]
+        # A hint may hold code of its own: cut at the first fence outside the <details> blocks.
+        outside = DETAILS.sub(lambda d: " " * len(d[0]), rest)
+        end = NEXT_CODE.search(outside)
+        found = DETAILS.findall(rest[: end.start()] if end else rest)
+        return [(title.strip(), body.strip()) for title, body in found if title.strip().startswith("Hint")]
+    return []
+
+
+def _markers(target: str, folder: Path) -> Iterator[tuple[str, re.Match]]:
+    """The markers of an exercise in the chapters' sources, each with the text that it stands in."""
     for path in sorted(folder.glob("[!.]*.md")):
         text = path.read_text(encoding="utf-8")
-        for fence in FENCE.finditer(text):
-            if fence[1] == target:
-                rest = text[fence.end() :]
-                # A hint may hold code of its own: cut at the first fence outside the <details> blocks.
-                outside = DETAILS.sub(lambda d: " " * len(d[0]), rest)
-                end = NEXT_CODE.search(outside)
-                found = DETAILS.findall(rest[: end.start()] if end else rest)
-                return [(title.strip(), body.strip()) for title, body in found if title.strip().startswith("Hint")]
-    return []
+        yield from ((text, fence) for fence in FENCE.finditer(text) if fence[1] == target)
 
 
 def read_table(modules: list[str], folder: Path = SOURCE.parent) -> list[dict]:

@@ -17,42 +17,31 @@ from utils.workbook.execute import OFFLINE
 from utils.workbook.files import write_whole
 
 WORKBOOK = [sys.executable, "-m", "utils.workbook"]
+PYTEST = ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest"]
 
 # Name → command. Each says itself what failed, and returns non-zero then.
 PARTS = {
     "named mistakes": [*WORKBOOK, "mistakes"],
     "mutants": [*WORKBOOK, "mutants"],
     "other machines": [*WORKBOOK, "portable"],
-    "bad answers": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_poison.py"],
+    "bad answers": [*PYTEST, "tests/test_poison.py"],
     "wrong answers from outside": [
-        "env",
-        "WORKBOOK_FULL=1",
-        sys.executable,
-        "-m",
-        "pytest",
+        *PYTEST,
         "tests/test_outside_answers.py",
     ],
-    "annotations": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_annotations.py"],
-    "last hints": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_hints.py"],
+    "annotations": [*PYTEST, "tests/test_annotations.py"],
+    "last hints": [*PYTEST, "tests/test_hints.py"],
     "last hints in the notebooks": [*WORKBOOK, "hints"],
     "training on two processes": [
-        "env",
-        "WORKBOOK_FULL=1",
-        sys.executable,
-        "-m",
-        "pytest",
+        *PYTEST,
         "tests/test_training.py",
         "-k",
         "two_processes",
     ],
-    "set-up": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_setup.py"],
-    "sliders": ["env", "WORKBOOK_FULL=1", sys.executable, "-m", "pytest", "tests/test_browser.py", "-k", "slider"],
+    "set-up": [*PYTEST, "tests/test_setup.py"],
+    "sliders": [*PYTEST, "tests/test_browser.py", "-k", "slider"],
     "autoencoders by sae_lens's own runner": [
-        "env",
-        "WORKBOOK_FULL=1",
-        sys.executable,
-        "-m",
-        "pytest",
+        *PYTEST,
         "tests/test_sae_training.py",
         "-k",
         "own_runner",
