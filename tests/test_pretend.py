@@ -14,6 +14,8 @@ from utils.workbook import ROOT
 BEFORE = """
 import numpy as np, torch
 import torch.nn.functional as F
+import nnsight
+from nnsight.intervention import serialization
 from utils.models import load
 from utils import pretend
 
@@ -22,6 +24,11 @@ D = "pretend"
 torch.manual_seed(0)
 x, ids = torch.randn(3, 4, device=D), torch.tensor([2, 0, 1], device=D)
 layer = torch.nn.Linear(4, 5).to(D)
+nnsight.register("utils")  # as for a server: what is in the package travels by its source
+
+
+def unpacked(value):
+    return serialization.loads(serialization.dumps(value))
 """
 # The faults that a chapter had on a GPU, and their like: each is one forgotten `device=`.
 REFUSED = {
@@ -55,6 +62,9 @@ ALLOWED = {
     "the CPU's random numbers": "torch.equal(x.cpu(), (torch.manual_seed(0), torch.randn(3, 4))[1])",
     "a factory that fills what it was given": "torch.eye(3, 2, device=D).shape == (3, 2)",
     "memory": "x[1:].untyped_storage().data_ptr() == x.untyped_storage().data_ptr() != 0",
+    "packing for a server": "(y := unpacked([x])[0]).device.type == D and torch.equal(x.cpu(), y.cpu())",
+    "packing what needs a gradient": "unpacked(x.clone().requires_grad_() * 2).requires_grad",
+    "packing integers": "unpacked(ids).dtype == torch.int64",
     "a loaded model": "torch.allclose(load('attn1l').to(D)(ids[None]).cpu(), load('attn1l')(ids[None].cpu()))",
 }
 RUN = """
