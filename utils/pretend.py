@@ -111,9 +111,10 @@ class PretendTensor(torch.Tensor, metaclass=_Disguised):
 
     def __reduce_ex__(self, protocol):
         # As torch packs tensors of a device that has no storage: nothing of this class,
-        # whose module holds what can't be packed, travels with a trace.
-        on_cpu, wants = self.detach().cpu(), self.requires_grad
-        arguments = on_cpu, self.dtype, str(self.device), wants
+        # whose module holds what can't be packed, travels with a trace. A part brings
+        # its whole along, as on a GPU.
+        inner, needs = self.inner.detach(), self.requires_grad
+        arguments = inner, self.dtype, str(self.device), needs
         return torch._utils._rebuild_device_tensor_from_cpu_tensor, arguments
 
     def untyped_storage(self):
