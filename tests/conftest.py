@@ -5,6 +5,7 @@ from collections import Counter
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
+import beartype  # noqa: F401 -- before nnsight, which puts on `object` a method without a hash: beartype can't load then
 import pytest
 from small_course import SOURCE
 

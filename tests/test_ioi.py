@@ -1,5 +1,6 @@
 """Chapter 09: the data set, and every method against transformer_lens's own patching or another way to compute it."""
 
+import re
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig, patchin
 
 from utils import ioi
 from utils.checks.ioi import metric, small_runs
-from utils.checks.models import small_gpt, tokenizer_of
+from utils.checks.models import hook_point, small_gpt, tokenizer_of
 from utils.models import load_tokenizer
 from utils.world import HELD_OUT_NAME_PAIRS
 from utils.world.templates import IOI as TEMPLATES
@@ -156,3 +157,12 @@ def test_prompts_of_unequal_length_are_refused_with_both_lengths():
     with pytest.raises(ValueError, match="7 tokens, but the cached run had 9"):
         ioi.require_same_length(other, patterns)
     assert ioi.require_same_length(corrupted, patterns) is None
+    hooks = {
+        "resid_pre": partial(ioi.patch_residual_component, pos=4),
+        "v": partial(ioi.patch_head_vector, head_index=3),
+        "pattern": partial(ioi.patch_attn_patterns, head_index=3),
+    }
+    for name, hook in hooks.items():
+        there = clean_cache[name, 1]
+        with pytest.raises(ValueError, match=re.escape(f"the cached run had {list(there.shape)}")):
+            hook(there[:, :-2].clone(), hook=hook_point(name, 1), clean_cache=clean_cache)

@@ -97,7 +97,7 @@ def test_start_mends_a_copy_that_a_crash_cut_off(course, work, length):
 def test_a_damaged_copy_is_left_alone(course, work, damage):
     copy = work / "01_sample.ipynb"
     copy.write_text(damage)
-    with pytest.raises(WorkbookError, match="not a readable notebook"):
+    with pytest.raises(WorkbookError, match="not a readable notebook.*backup/"):
         update(course)
     assert copy.read_text() == damage
     assert learner.start(course[1], work) == []
@@ -231,6 +231,27 @@ def test_merged_split_and_pasted_cells(course, work):
     said = update(course)
     assert not any("no longer" in s for s in said)
     assert sources(copy)[at : at + 2] == ["def device():", "    return 'mine'\n\ndevice = check(device)"]
+
+
+def test_a_picture_in_a_delivered_cell_stays(course, work):
+    copy, picture = work / "01_sample.ipynb", {"mine.png": {"image/png": "QUJD"}}
+    edit(copy, lambda notebook: notebook.cells[0].update(attachments=picture))
+    assert nbformat.read(copy, 4).cells[0].cell_type == "markdown"
+    deliver(course)
+    update(course)
+    assert [c.attachments for c in nbformat.read(copy, 4).cells if c.get("attachments")] == [picture]
+
+
+def test_all_cells_pasted_once_more_keep_their_ids_once_and_nothing_warns(course, work, recwarn):
+    copy = work / "01_sample.ipynb"
+    edit(copy, answer)
+    notebook = plain(nbformat.read(copy, 4))
+    ids = [c["id"] for c in notebook["cells"]]
+    copy.write_text(json.dumps({**notebook, "cells": notebook["cells"] * 2}))
+    deliver(course)
+    update(course)
+    cells = json.loads(copy.read_text())["cells"]
+    assert len({c["id"] for c in cells}) == len(cells) >= 2 * len(ids) and not list(recwarn)
 
 
 def test_update_says_that_a_task_has_changed(course, work):

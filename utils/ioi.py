@@ -308,14 +308,55 @@ def residual_stack_to_logit_diff(
 # ---------------------------------------------------------------- activation patching
 
 
+def require_same_length(
+    run: Int[Tensor, "batch seq"] | Float[Tensor, "batch ..."],
+    cached: ActivationCache | Float[Tensor, "batch ..."],
+) -> None:
+    """Nothing where what the cached run has stands at the same places.
+
+    A patch puts what one run had at a position where the other has that position: in
+    prompts of another length nothing lines up.
+
+    Args:
+        run: tokens, or a run's activations at a hook.
+        cached: beside tokens the other run's cache, beside activations what the other
+            run had at that hook.
+
+    Raises:
+        ValueError: the lengths differ; of activations, any dimension.
+    """
+    if isinstance(cached, Tensor):
+        if run.shape != cached.shape:
+            raise ValueError(
+                f"activations {list(run.shape)}, but the cached run had "
+                f"{list(cached.shape)}: patch between prompts of the same length"
+            )
+        return
+    name, values = next(iter(cached.items()))
+    # Patterns and scores are "batch head query key", all else "batch seq ...".
+    of_attention = name.endswith(("hook_pattern", "hook_attn_scores"))
+    length = values.shape[2 if of_attention else 1]
+    if run.shape[1] != length:
+        raise ValueError(
+            f"prompts of {run.shape[1]} tokens, but the cached run had {length}: "
+            "patch between prompts of the same length"
+        )
+
+
 def patch_residual_component(
     corrupted_residual_component: Float[Tensor, "batch seq d_model"],
     hook: HookPoint,
     pos: int,
     clean_cache: ActivationCache,
 ) -> Float[Tensor, "batch seq d_model"]:
-    """Hook: at one position, what the clean run had there, for the whole batch."""
-    corrupted_residual_component[:, pos] = clean_cache[hook.name][:, pos]
+    """Hook: at one position, what the clean run had there, for the whole batch.
+
+    Raises:
+        ValueError: the two runs' prompts differ in length (`require_same_length`).
+    """
+    clean = clean_cache[hook.name]
+    require_same_length(corrupted_residual_component, clean)
+    corrupted_residual_component[:, pos] = clean[:, pos]
     return corrupted_residual_component
 
 
@@ -325,8 +366,14 @@ def patch_head_vector(
     head_index: int,
     clean_cache: ActivationCache,
 ) -> Float[Tensor, "batch seq n_heads d_head"]:
-    """Hook for z, q, k or v: one head's vectors as in the clean run, everywhere."""
-    corrupted_head_vector[:, :, head_index] = clean_cache[hook.name][:, :, head_index]
+    """Hook for z, q, k or v: one head's vectors as in the clean run, everywhere.
+
+    Raises:
+        ValueError: the two runs' prompts differ in length (`require_same_length`).
+    """
+    clean = clean_cache[hook.name]
+    require_same_length(corrupted_head_vector, clean)
+    corrupted_head_vector[:, :, head_index] = clean[:, :, head_index]
     return corrupted_head_vector
 
 
@@ -338,31 +385,14 @@ def patch_attn_patterns(
 ) -> Float[Tensor, "batch n_heads query key"]:
     """Hook for the pattern: one head looks where it looked in the clean run; its values
     stay.
-    """
-    corrupted_pattern[:, head_index] = clean_cache[hook.name][:, head_index]
-    return corrupted_pattern
-
-
-def require_same_length(
-    tokens: Int[Tensor, "batch seq"], cache: ActivationCache
-) -> None:
-    """Nothing where the cached run had prompts of as many tokens.
-
-    A patch puts what one run had at a position where the other has that position: in
-    prompts of another length nothing lines up.
 
     Raises:
-        ValueError: the lengths differ.
+        ValueError: the two runs' prompts differ in length (`require_same_length`).
     """
-    name, values = next(iter(cache.items()))
-    # Patterns and scores are "batch head query key", all else "batch seq ...".
-    of_attention = name.endswith(("hook_pattern", "hook_attn_scores"))
-    length = values.shape[2 if of_attention else 1]
-    if tokens.shape[1] != length:
-        raise ValueError(
-            f"prompts of {tokens.shape[1]} tokens, but the cached run had {length}: "
-            "patch between prompts of the same length"
-        )
+    clean = clean_cache[hook.name]
+    require_same_length(corrupted_pattern, clean)
+    corrupted_pattern[:, head_index] = clean[:, head_index]
+    return corrupted_pattern
 
 
 def get_act_patch_resid_pre(

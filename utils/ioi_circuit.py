@@ -34,11 +34,17 @@ def patch_or_freeze_heads(
 ) -> Float[Tensor, "batch seq n_heads d_head"]:
     """Hook for every layer's z: all heads as in the original run, but the sender as in
     the new run.
+
+    Raises:
+        ValueError: a cached run's prompts are of another length.
     """
-    z[:] = orig_cache[hook.name]
+    orig, new = orig_cache[hook.name], new_cache[hook.name]
+    for cached in (orig, new):
+        require_same_length(z, cached)
+    z[:] = orig
     layer, head = sender
     if hook.layer() == layer:
-        z[:, :, head] = new_cache[hook.name][:, :, head]
+        z[:, :, head] = new[:, :, head]
     return z
 
 

@@ -5,6 +5,7 @@ from functools import cache, partial
 
 import einops
 import torch
+from transformer_lens import ActivationCache
 from transformer_lens.utilities import get_act_name
 from transformers import PreTrainedTokenizerFast
 
@@ -391,6 +392,13 @@ def _():
         yield corrupted_cache[name, layer].clone(), hook_point(name, layer), pos, clean_cache
 
 
+@patch_residual_component.refused
+def _():
+    *_, clean_cache, corrupted_cache = small_runs()
+    for name, layer in (("resid_pre", 1), ("mlp_out", 0)):
+        yield corrupted_cache[name, layer][:, :-2].clone(), hook_point(name, layer), 4, clean_cache
+
+
 @patch_residual_component.mistake("you patched all positions: only `pos` gets the clean values")
 def _(corrupted_residual_component, hook, pos, clean_cache):
     return clean_cache[hook.name].clone()
@@ -438,6 +446,8 @@ def _(patch_residual_component):
 
 @patch_residual_component.right
 def _(corrupted_residual_component, hook, pos, clean_cache):
+    if clean_cache[hook.name].shape[1] != corrupted_residual_component.shape[1]:
+        raise ValueError("prompts of unequal length")
     places = torch.arange(corrupted_residual_component.shape[1], device=corrupted_residual_component.device)
     return torch.where((places == pos)[None, :, None], clean_cache[hook.name], corrupted_residual_component)
 
@@ -517,6 +527,15 @@ def _(model, corrupted_tokens, clean_cache, patching_metric):
 # ---------------------------------------------------------------- patch_head_vector, patch_attn_patterns
 
 
+def shortened(cache: ActivationCache, length: int) -> ActivationCache:
+    """The cache of a run whose prompts were only the first `length` tokens: what a causal model has there."""
+    firsts = {
+        name: values[:, :, :length, :length] if name.endswith("hook_pattern") else values[:, :length]
+        for name, values in cache.items()
+    }
+    return ActivationCache(firsts, cache.model)
+
+
 def _use_head_hook(fn, activation, hook, head_index, clean_cache):
     return hooked(fn, activation, hook=hook, head_index=head_index, clean_cache=clean_cache)
 
@@ -531,6 +550,13 @@ def _():
     *_, clean_cache, corrupted_cache = small_runs()
     for name, layer, head in (("z", 1, 3), ("q", 2, 0), ("v", 0, 4)):
         yield corrupted_cache[name, layer].clone(), hook_point(name, layer), head, clean_cache
+
+
+@patch_head_vector.refused
+def _():
+    *_, clean_cache, corrupted_cache = small_runs()
+    for length in (1, SEQ - 2):  # torch itself stretches a length of 1
+        yield corrupted_cache["z", 1].clone(), hook_point("z", 1), 3, shortened(clean_cache, length)
 
 
 @patch_head_vector.mistake(
@@ -566,6 +592,8 @@ def _(corrupted_head_vector, hook, head_index, clean_cache):
 
 @patch_head_vector.right
 def _(corrupted_head_vector, hook, head_index, clean_cache):
+    if clean_cache[hook.name].shape[1] != corrupted_head_vector.shape[1]:
+        raise ValueError("prompts of unequal length")
     new = corrupted_head_vector.clone()
     new.select(2, head_index).copy_(clean_cache[hook.name].select(2, head_index))
     return new
@@ -581,6 +609,13 @@ def _():
     *_, clean_cache, corrupted_cache = small_runs()
     for layer, head in ((1, 3), (2, 0), (1, 4)):
         yield corrupted_cache["pattern", layer].clone(), hook_point("pattern", layer), head, clean_cache
+
+
+@patch_attn_patterns.refused
+def _():
+    *_, clean_cache, corrupted_cache = small_runs()
+    for length in (1, SEQ - 2):
+        yield corrupted_cache["pattern", 1].clone(), hook_point("pattern", 1), 3, shortened(clean_cache, length)
 
 
 @patch_attn_patterns.mistake("in a pattern the head is the second dimension, not the third: [:, head_index]")
@@ -621,6 +656,8 @@ def _(patch_attn_patterns):
 
 @patch_attn_patterns.right
 def _(corrupted_pattern, hook, head_index, clean_cache):
+    if clean_cache[hook.name].shape != corrupted_pattern.shape:
+        raise ValueError("prompts of unequal length")
     here = torch.zeros(corrupted_pattern.shape[1], device=corrupted_pattern.device)
     here[head_index] = 1
     mask = here[None, :, None, None]

@@ -9,7 +9,7 @@ from transformer_lens.utilities import get_act_name
 
 from utils import ioi
 from utils import ioi_circuit as circuit
-from utils.checks.ioi import BATCH, SEQ, chapter, small_runs
+from utils.checks.ioi import BATCH, SEQ, chapter, shortened, small_runs
 from utils.checks.models import hook_point, hooked, noise, small_gpt
 from utils.runtime import device
 
@@ -33,6 +33,15 @@ def _():
     yield z, hook_point("z", 1), (1, 3), orig_cache, new_cache
     yield z, hook_point("z", 2), (1, 3), orig_cache, new_cache
     yield z, hook_point("z", 0), (0, 4), orig_cache, new_cache
+
+
+@patch_or_freeze_heads.refused
+def _():
+    *_, orig_cache, new_cache = small_runs()
+    for length in (1, SEQ - 2):
+        short = shortened(orig_cache, length)
+        yield noise(BATCH, SEQ, 5, 6), hook_point("z", 1), (1, 3), short, new_cache
+        yield noise(BATCH, SEQ, 5, 6), hook_point("z", 1), (1, 3), orig_cache, short
 
 
 @patch_or_freeze_heads.mistake("the other heads are not frozen: first put the original run's z in for the whole layer")
@@ -72,6 +81,8 @@ def _(z, hook, sender, orig_cache, new_cache):
 
 @patch_or_freeze_heads.right
 def _(z, hook, sender, orig_cache, new_cache):
+    if {orig_cache[hook.name].shape, new_cache[hook.name].shape} != {z.shape}:
+        raise ValueError("prompts of unequal length")
     frozen = orig_cache["z", hook.layer()].clone()
     if (hook.layer(), sender[1]) == tuple(sender):
         frozen[:, :, sender[1], :] = new_cache["z", hook.layer()][:, :, sender[1], :]

@@ -8,11 +8,13 @@ import copy
 import json
 import logging
 import re
+import warnings
 from pathlib import Path
 
 import nbformat
 from nbformat.sign import NotebookNotary
 from nbformat.v4.rwbase import rejoin_lines
+from nbformat.warnings import MissingIDFieldWarning
 
 from utils.workbook import WorkbookError
 
@@ -20,7 +22,8 @@ from utils.workbook import WorkbookError
 def parse(path: Path, data: bytes) -> nbformat.NotebookNode:
     """The notebook of a file's bytes, of nbformat 3 or 4; outputs are plain lists, as they stand in the file.
 
-    What other programs leave out of a cell, or null, is put back: its id, source, metadata, outputs.
+    What other programs leave out of a cell, or null, is put back: its id, source, metadata, outputs. Of cells with one
+    id the first keeps it.
 
     Raises:
         WorkbookError: it is no notebook.
@@ -28,20 +31,28 @@ def parse(path: Path, data: bytes) -> nbformat.NotebookNode:
     try:
         raw = json.loads(data.decode("utf-8-sig"))
         outputs = _taken_out(_completed(raw["cells"])) if raw["nbformat"] == 4 else []
-        notebook = nbformat.reads(json.dumps(raw), 4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MissingIDFieldWarning)
+            notebook = nbformat.reads(json.dumps(raw), 4)
         for cell, found in zip(notebook.cells, outputs, strict=raw["nbformat"] == 4):
             if found:
                 cell["outputs"] = found
         return notebook
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
-        raise WorkbookError(f"{path} is not a readable notebook ({reason}). Nothing was changed.") from None
+        raise WorkbookError(
+            f"{path} is not a readable notebook ({reason}). Nothing was changed. Save it as UTF-8 in a "
+            "text editor; or move it elsewhere: an earlier version may be in backup/, else `make start` copies the "
+            "chapter anew."
+        ) from None
 
 
 def _completed(cells: list) -> list:
+    ids = set()
     for cell in cells:
-        if not isinstance(cell.get("id"), str):
+        if not isinstance(cell.get("id"), str) or cell["id"] in ids:
             cell.pop("id", None)  # nbformat gives it one
+        ids.add(cell.get("id"))
         cell["source"] = cell.get("source") or ""
         cell["metadata"] = cell.get("metadata") or {}
         if cell["cell_type"] == "code":

@@ -634,8 +634,11 @@ def _is_folded(cell) -> bool:
 
 
 def _delivered(slot: Delivered, holder, was_folded: bool) -> nbformat.NotebookNode:
-    """The cell as delivered, with the outputs of the learner's where its text is the same; what they opened is open."""
+    """The cell as delivered, with the pictures that a learner put into it and, where its text is the same, its outputs;
+    what they opened is open."""
     cell = copy.deepcopy(slot.cell)
+    if holder is not None and holder.get("attachments") and cell.cell_type == "markdown":
+        cell["attachments"] = {**holder.attachments, **cell.get("attachments", {})}
     if holder is not None and canonical(holder.source) == slot.text:
         if was_folded and not _is_folded(holder):
             cell.metadata.pop("jupyter", None)
