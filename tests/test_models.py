@@ -141,6 +141,25 @@ def test_damaged_weights_are_refused(copy_of_weights, damage):
     assert ("missing" if damage == "missing" else "checksum differs") in message
 
 
+def test_a_folder_in_place_of_the_weights_is_refused(copy_of_weights):
+    path = copy_of_weights / "pico-gpt" / "model.safetensors"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(models.DamagedWeightsError, match=r"pico-gpt/model.safetensors: it can't be read.*Move it away"):
+        models.load("lm")
+
+
+@pytest.mark.parametrize(
+    "change", [lambda t: t.popitem() and t, lambda t: dict.fromkeys(t, 3)], ids=["lacks", "numbers"]
+)
+def test_a_manifest_that_lacks_something_is_the_one_named(copy_of_weights, change):
+    manifest = copy_of_weights / "manifest.json"
+    manifest.write_text(json.dumps(change(dict(sorted(json.loads(manifest.read_text()).items(), reverse=True)))))
+    with pytest.raises(models.DamagedWeightsError) as problem:
+        models.load("attn1l")
+    assert str(problem.value).endswith("git checkout -- utils/models/weights/manifest.json")
+
+
 def test_a_damaged_checkpoint_or_tokenizer_is_refused(copy_of_weights):
     checkpoint = models.checkpoints("attn2l")[3]
     checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:-7])

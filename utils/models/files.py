@@ -28,7 +28,7 @@ def _manifest(root: Path) -> dict[str, str]:
         raise DamagedWeightsError(f"{MANIFEST}: the file is missing. {restore}") from None
     except ValueError as problem:  # bad JSON or bad UTF-8
         raise DamagedWeightsError(f"{MANIFEST}: the file is damaged ({problem}). {restore}") from None
-    if not isinstance(table, dict) or not table:
+    if not isinstance(table, dict) or not table or not all(isinstance(digest, str) for digest in table.values()):
         raise DamagedWeightsError(f"{MANIFEST}: the file is damaged (no table of files). {restore}")
     return table
 
@@ -68,7 +68,8 @@ def verified(*paths: Path, root: Path = WEIGHTS) -> None:
     """Compare files with the manifest before anything is loaded from them.
 
     Raises:
-        DamagedWeightsError: a file or the manifest is missing, unknown to it, or its checksum differs.
+        DamagedWeightsError: a file or the manifest is missing or can't be read, the manifest lacks the file, or its
+            checksum differs.
     """
     table = _manifest(root)
     for path in paths:
@@ -81,8 +82,17 @@ def verified(*paths: Path, root: Path = WEIGHTS) -> None:
         if key in _whole:
             continue
         if name not in table:
-            raise DamagedWeightsError(f"{name}: not in the manifest; nothing was loaded. {restore}")
-        if sha256(path) != table[name]:
+            raise DamagedWeightsError(
+                f"{MANIFEST}: it knows no {name}; nothing was loaded. "
+                f"Restore it with: git checkout -- utils/models/weights/{MANIFEST}"
+            )
+        try:
+            digest = sha256(path)
+        except OSError as problem:
+            raise DamagedWeightsError(
+                f"{name}: it can't be read ({problem.strerror}); nothing was loaded. Move it away. {restore}"
+            ) from None
+        if digest != table[name]:
             raise DamagedWeightsError(f"{name}: checksum differs; nothing was loaded. {restore}")
         _whole.add(key)
 
