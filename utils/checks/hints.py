@@ -16,6 +16,8 @@ CODE = re.compile(r"^~~~python\n(.*?)^~~~$", re.M | re.S)
 GAPS = re.compile(r"\n*<!-- gaps\n(.*?)^-->", re.M | re.S)
 # Below the exercise's marker: a sentence why the solution is written as it is, for `compare`.
 WHY = re.compile(r"\n*<!-- why\n(.*?)^-->", re.M | re.S)
+# Below a paragraph: which recorded outputs its numbers come from, and what holds for the course's own models only.
+TIES = re.compile(r"\n*<!-- (?:measured|ours)\n.*?^-->", re.M | re.S)
 
 
 def read_todo(target: str, folder: Path = SOURCE) -> list[str]:
@@ -51,8 +53,8 @@ def read_why(target: str, folder: Path = SOURCE) -> str:
 
 
 def without_notes(text: str) -> str:
-    """A chapter's text as a learner sees it: without what fills the gaps, and why a solution is written so."""
-    return WHY.sub("", GAPS.sub("", text)).lstrip("\n")
+    """A chapter's text as a learner sees it: without the notes of its author."""
+    return TIES.sub("", WHY.sub("", GAPS.sub("", text))).lstrip("\n")
 
 
 def _as_written(target: str, folder: Path) -> list[tuple[str, str]]:

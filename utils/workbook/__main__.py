@@ -13,6 +13,7 @@ def main() -> int:
         "build": "write chapters/ and solutions/ from the sources",
         "drift": "say where the notebooks differ from the sources",
         "arrival": "count what each chapter offers who goes through it: predictions, recall, sittings, links",
+        "ours": "list the sentences that hold for the course's own models only",
         "coarse": "list the cells that print too few digits of a measured number",
         "execute": "run solved notebooks and record their outputs",
         "nbval": "run solved notebooks and compare with the recorded outputs",
@@ -36,6 +37,7 @@ def main() -> int:
         if name in (
             "build",
             "coarse",
+            "ours",
             "execute",
             "nbval",
             "portable",
@@ -111,6 +113,10 @@ def run(args) -> int | None:
         advice = 'Print another digit, or state coarse="…" in the cell\'s fence: why few digits are enough.'
         print("\n".join([*said, advice] if said else ["Every measured number is printed to within 2 %."]))
         return bool(said)
+    elif args.command == "ours":
+        from utils.workbook.ties import ours
+
+        print("\n".join(ours(args.chapter)))
     elif args.command == "execute":
         from utils.workbook.execute import execute
 

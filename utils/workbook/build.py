@@ -17,6 +17,7 @@ from utils.workbook.files import write_whole
 from utils.workbook.merge import digest
 from utils.workbook.predictions import calls, folded, predictions
 from utils.workbook.signposts import with_signposts
+from utils.workbook.ties import Places, stale
 
 KERNEL = {
     "kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"},
@@ -300,6 +301,9 @@ def drift(source=SOURCE, chapters=CHAPTERS, solutions=SOLUTIONS) -> list[str]:
     for file in [*sorted(chapters.glob("[!.]*.ipynb")), *sorted(solutions.glob("[!.]*.ipynb"))]:
         if file.stem not in names:
             said.append(f"{file.parent.name}/{file.name} has no source chapters/source/{file.stem}.md.")
+    for name in sorted(names):
+        text = (source / f"{name}.md").read_text(encoding="utf-8")
+        said += [f"chapters/source/{name}.md: {s}" for s in stale(text, Places(name, solutions))]
     for file in sorted(solutions.glob("[!.]*.ipynb")):
         said += [f"solutions/{file.name}: {s}" for s in recording_faults(read_notebook(file))]
         said += [f"solutions/{file.name}: {s}" for s in coarse_numbers(read_notebook(file))]
