@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from playwright.sync_api import TimeoutError, sync_playwright
+from playwright.sync_api import sync_playwright
 from servers import PATIENCE, wait_until_it_listens
 
 from utils.checks import progress
@@ -69,16 +69,23 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(lab):
+def arrived(lab):
     url, _ = lab
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page = browser.new_page()
         page.set_default_timeout(PATIENCE * 1000)
         page.goto(url)
         page.wait_for_selector("#wb-go")
         yield page
         browser.close()
+
+
+@pytest.fixture
+def page(arrived):
+    """The page that all tests share, as wide as the first of them finds it whatever one before did."""
+    arrived.set_viewport_size({"width": 1280, "height": 800})
+    return arrived
 
 
 def pictures(page, name):
@@ -99,48 +106,10 @@ def wear(page, theme):
     page.wait_for_selector("#jupyterlab-splash", state="detached")
 
 
-def kernel_is_idle(page):
-    """A notebook just opened starts its kernel; before, a menu's entry does nothing."""
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
-
-
 def menu(page, *labels):
     """Choose an entry of the menu bar."""
     page.locator(".lm-MenuBar-item", has_text=labels[0]).first.click()
     page.locator(".lm-Menu-item", has_text=labels[1]).first.click()
-
-
-def run_all(page):
-    """Until a cell has run or waits for its turn: a click may come before the notebook takes commands."""
-    begun = "[...document.querySelectorAll('.jp-InputPrompt')].some(p => /\\[[*0-9]+\\]/.test(p.textContent))"
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        menu(page, "Run", "Run All Cells")
-        try:
-            return page.wait_for_function(begun, timeout=20_000)
-        except TimeoutError:
-            page.keyboard.press("Escape")
-    raise AssertionError("Run All Cells runs nothing")
-
-
-def run_to_the_end(page, work, condition):
-    """Run All, and again where the notebook comes to rest before the condition is met: requests may be lost while
-    JupyterLab's connection to a new kernel is made."""
-    for _ in range(4):
-        run_all(page)
-        comes_to_rest(page)
-        notebook = saved_when(condition, page, work, patience=15)
-        if condition(notebook) or errors(notebook):
-            break
-    return notebook
-
-
-def comes_to_rest(page, seconds=5):
-    end, idle = time.monotonic() + PATIENCE, 0.0
-    while idle < seconds and time.monotonic() < end:
-        status = page.locator(".jp-Notebook-ExecutionIndicator").first.get_attribute("data-status")
-        idle = idle + 0.5 if status == "idle" else 0.0
-        time.sleep(0.5)
 
 
 def on_disk(work):
@@ -271,8 +240,8 @@ def test_a_learners_way(lab, page):
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
 
     # Run all on the untouched chapter: no error stops it, every check says kindly that nothing is written yet.
-    kernel_is_idle(page)
-    notebook = run_to_the_end(page, work, lambda nb: all(c.execution_count for c in code_cells(nb)))
+    menu(page, "Run", "Run All Cells")
+    notebook = saved_when(lambda nb: all(c.execution_count for c in code_cells(nb)), page, work)
     code = code_cells(notebook)
     assert not errors(notebook)
     assert all(c.execution_count for c in code), [c.id for c in code if not c.execution_count]
@@ -346,6 +315,51 @@ def test_a_learners_way(lab, page):
     page.wait_for_selector(f".workbook-exercises h2:has-text('{NEXT.number} · {NEXT.title}')")
 
 
+# What asks for the running sessions, and then for a new one, waits: JupyterLab has no kernel yet when all is to run.
+SLOWLY = """milliseconds => {
+  const ask = (window.ask ??= window.fetch);
+  window.fetch = async (request, ...rest) => {
+    if (/api\\/sessions/.test(request.url ?? request)) await new Promise(done => setTimeout(done, milliseconds));
+    return ask(request, ...rest);
+  };
+}"""
+KERNELS = "fetch('/api/kernels').then(answer => answer.json()).then(kernels => kernels.length)"
+
+
+@pytest.mark.parametrize("seconds", [0, 2])
+def test_run_all_chosen_at_once_runs_every_cell_in_one_kernel(lab, page, seconds):
+    url, work = lab
+    file = f"at-once-{seconds}.ipynb"
+    cells = [nbformat.v4.new_code_cell(f"print({i})") for i in range(6)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=on_disk(work).metadata), work / file)
+    page.goto(f"{url}&reset")
+    page.wait_for_selector("#wb-go")
+    before = page.evaluate(KERNELS)
+    page.evaluate(SLOWLY, 1000 * seconds)
+    page.locator("#wb-01").evaluate("(link, file) => (link.dataset.open = file)", file)
+    page.dblclick("#wb-01")
+    # At first one empty cell stands for what is being read.
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", state="attached")
+    menu(page, "Run", "Run All Cells")
+    page.wait_for_function(PROMPTS, arg=[f"[{n}]:" for n in range(1, 7)])
+    assert page.evaluate(KERNELS) == before + 1
+
+    # And again where the kernel was shut down.
+    menu(page, "Kernel", "Shut Down Kernel")
+    page.wait_for_function(f"{KERNELS}.then(kernels => kernels === {before})")
+    menu(page, "Edit", "Clear Outputs of All Cells")
+    page.wait_for_function(PROMPTS, arg=["[ ]:"] * 6)
+    menu(page, "Run", "Run All Cells")
+    page.wait_for_function(PROMPTS, arg=[f"[{n}]:" for n in range(1, 7)])
+    assert page.evaluate(KERNELS) == before + 1
+
+
+PROMPTS = """wanted => {
+  const shown = [...document.querySelectorAll(".jp-Notebook .jp-InputPrompt")].map(prompt => prompt.textContent);
+  return JSON.stringify(shown) === JSON.stringify(wanted);
+}"""
+
+
 # Of the chapters with sliders the first runs in `make test`, all in `make test-full`.
 FULL = pytest.mark.skipif(not os.environ.get("WORKBOOK_FULL"), reason="in make test-full (WORKBOOK_FULL=1)")
 
@@ -360,13 +374,10 @@ def test_a_slider_moved_by_hand_draws_its_figure_anew(lab, page, number):
     file = f"sliders-{number}.ipynb"
     nbformat.write(notebook, work / file)
     page.goto(url.replace("/lab?", f"/lab/tree/{file}?reset&"))
-    kernel_is_idle(page)
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+    menu(page, "Run", "Run All Cells")
     handles = page.locator(".widget-slider .noUi-handle")
-    for _ in range(4):  # see run_to_the_end
-        run_all(page)
-        comes_to_rest(page)
-        if handles.count():
-            break
+    handles.first.wait_for()
     # The figures above are not looked at; the one with the sliders is the last cell's.
     plot = page.locator(".jp-CodeCell").last.locator(".js-plotly-plot")
     handles.first.scroll_into_view_if_needed()

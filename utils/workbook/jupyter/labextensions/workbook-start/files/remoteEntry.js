@@ -4,6 +4,7 @@
 (() => {
   const NAME = 'workbook-start';
   const EVERY = 2000; // milliseconds between two looks at the learner's progress
+  const UNDECIDED = 30000; // milliseconds: a notebook that was opened has a kernel starting by then, or is not to have one
   const SIGNS = { solved: '✓', taken: '✓', tried: '◐', open: '○' };
   const ICON =
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path class="jp-icon3" fill="#616161" ' +
@@ -176,6 +177,14 @@
 
       notebook.NotebookActions.executed.connect(() => setTimeout(look, 100));
 
+      // While a file is being read, one empty cell stands for it: Run All is meant for what comes.
+      commands.commandExecuted.connect((_, { id, args }) => {
+        const open = tracker.currentWidget;
+        if (id === 'notebook:run-all-cells' && open && !open.context.isReady) {
+          open.context.ready.then(() => tracker.currentWidget === open && commands.execute(id, args));
+        }
+      });
+
       // Cells are drawn when they are near; until their heights are known a scroll may miss.
       async function reveal({ content }, index) {
         content.deselectAll();
@@ -300,13 +309,44 @@
       });
     }
 
-    return {
+    // In place of JupyterLab's own executor. That one, asked while a notebook's kernel is being started, starts a second
+    // (Run All: for its first cell), and all other cells run into nothing. Here they wait for one kernel, in their order.
+    const waiting = new Map();
+    const hasKernel = session => session.session?.kernel && !session.isTerminating;
+    async function runCell(options) {
+      const { cell, sessionContext: session } = options;
+      if (cell.model.type === 'code' && session && (waiting.has(session) || !hasKernel(session))) {
+        if (!waiting.has(session)) waiting.set(session, kernelOf(session).finally(() => waiting.delete(session)));
+        cell.setPrompt('*');
+        await waiting.get(session);
+        if (cell.isDisposed) return false;
+      }
+      return notebook.runCell(options);
+    }
+
+    async function kernelOf(session) {
+      let opened = false;
+      session.ready.then(() => (opened = true));
+      for (let waited = 0; !session.isDisposed && !hasKernel(session); waited += 100) {
+        await new Promise(done => setTimeout(done, 100));
+        // Nobody starts one: it was shut down, or a choice among kernels was declined.
+        const idle = session.hasNoKernel && !session.isTerminating && (opened || waited > UNDECIDED);
+        if (idle && (await session.startKernel())) return;
+      }
+    }
+
+    return [{
       id: `${NAME}:plugin`,
       autoStart: true,
       requires: [ILabShell, INotebookTracker, IRenderMimeRegistry],
       optional: [ICommandPalette, ILayoutRestorer],
       activate
-    };
+    }, {
+      id: `${NAME}:executor`,
+      autoStart: true,
+      provides: notebook.INotebookCellExecutor,
+      activate: () => Object.freeze({ runCell })
+    }];
   }
 
   (window._JUPYTERLAB ??= {})[NAME] = {
