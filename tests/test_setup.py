@@ -14,6 +14,7 @@ from utils.workbook import ROOT, chapter_names, learner
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 
 # pip finds nothing anywhere but in the folders that a test names.
+FULL = "WORKBOOK_FULL" in os.environ
 OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull, "PIP_CONSTRAINT": ""}
 
 
@@ -81,9 +82,9 @@ def here(course: Path) -> str:
 
 
 def test_a_copied_folder_goes_on_and_a_renamed_one(course):
-    for folder in ("work", "solutions"):  # before any `make`
+    for folder in ("work", "solutions") if FULL else ("work",):  # before any `make`
         assert in_kernel(course, folder) == here(course)
-    for name in (course.name, "renamed"):
+    for name in (course.name, "renamed") if FULL else ("renamed",):
         course = course.rename(course.with_name(name))
         assert make(course, "setup").returncode == 0
         said = subprocess.check_output([course / ".venv" / "bin" / "pip", "--version"], text=True)
@@ -159,7 +160,7 @@ def empty(venv: Path) -> None:
 
 # Each costs seven seconds of processor time; WORKBOOK_FULL=1 tries them all.
 DAMAGES = [broken_off]
-if os.environ.get("WORKBOOK_FULL"):
+if FULL:
     DAMAGES += [python_gone, half_a_pip, without_packages, another_python, empty]
 
 
@@ -204,7 +205,7 @@ def test_an_installation_that_was_broken_off_goes_on(course, tmp_path):
     found = {"PIP_FIND_LINKS": str(tmp_path / "wheels")}
     assert make(course, "setup", **found).returncode == 0
     (site,) = (course / ".venv" / "lib").glob("*/site-packages")
-    for lost in ("sample_package.py", "sample_package-1.0.dist-info/RECORD"):
+    for lost in ("sample_package-1.0.dist-info/RECORD", *(["sample_package.py"] if FULL else [])):
         (site / lost).unlink()
         (course / ".venv" / ".installed").unlink()  # as when pip is interrupted
         assert make(course, "setup", **found).returncode == 0

@@ -103,10 +103,11 @@ def test_bytes_to_unicode_is_the_alphabet_of_tokenizers():
 
 
 def test_pretokenize_agrees_with_tokenizers_on_every_assigned_character():
+    """In make test on a tenth of them, in stretches of neighbours."""
     theirs = pre_tokenizers.ByteLevel(add_prefix_space=False)
     chars = [chr(i) for i in range(sys.maxunicode + 1) if unicodedata.category(chr(i)) not in ("Cs", "Cn")]
     assert len(chars) > 280_000
-    for i in range(0, len(chars), 500):
+    for i in range(0, len(chars), 500 if "WORKBOOK_FULL" in os.environ else 5_000):
         text = "".join(f"a{c}1{c}{c} " for c in chars[i : i + 500])
         assert tok.pretokenize(text) == [text[a:b] for _, (a, b) in theirs.pre_tokenize_str(text)], text
     text = "".join(chars[::50])

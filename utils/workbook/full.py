@@ -32,19 +32,18 @@ PARTS = {
     "annotations": [*PYTEST, "tests/test_annotations.py"],
     "last hints": [*PYTEST, "tests/test_hints.py"],
     "last hints in the notebooks": [*WORKBOOK, "hints"],
-    "training on two processes": [
-        *PYTEST,
-        "tests/test_training.py",
-        "-k",
-        "two_processes",
-    ],
     "set-up": [*PYTEST, "tests/test_setup.py"],
     "sliders": [*PYTEST, "tests/test_browser.py", "-k", "slider"],
-    "autoencoders by sae_lens's own runner": [
+    "training, on two processes and by sae_lens's own runner": [
         *PYTEST,
+        "tests/test_training.py",
         "tests/test_sae_training.py",
-        "-k",
-        "own_runner",
+    ],
+    "what the libraries give, in more cases": [
+        *PYTEST,
+        "tests/test_tokenization.py",
+        "tests/test_sampling.py",
+        "tests/test_ioi.py",
     ],
     "chapter 10 on a server": [*WORKBOOK, "ndif-test"],
     "histories of a learner's copy": [sys.executable, "-m", "pytest", "tests/test_histories.py", "--histories=2000"],
