@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import nbformat
 import psutil
 import pytest
+import torch
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from nbval.kernel import CURRENT_ENV_KERNEL_NAME, RunningKernel
 
-from utils.workbook import ROOT, WorkbookError, execute, full, nbval_plugin, testing
+from utils.workbook import ROOT, WorkbookError, execute, full, mistakes, nbval_plugin, testing
 from utils.workbook.kernels import Nursery
 from utils.workbook.mistakes import Shell, in_a_child
 
@@ -200,6 +201,20 @@ def test_a_child_answers_raises_or_dies():
         in_a_child(lambda: 1 / 0)
     with pytest.raises(ChildProcessError, match="no answer"):
         in_a_child(lambda: os._exit(3))
+
+
+def test_a_chapter_from_which_children_are_forked_runs_on_one_thread(tmp_path, monkeypatch):
+    """With more, a child that computes waits for ever for threads that only its parent has."""
+    code = "import torch; print(torch.get_num_threads())"
+    cell = new_code_cell(code, outputs=[new_output("stream", name="stdout", text="1\n")])
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "01_a.ipynb")
+    monkeypatch.setattr(mistakes, "SOLUTIONS", tmp_path)
+
+    def on_two():
+        torch.set_num_threads(2)
+        return list(mistakes._exercises_met("01_a"))
+
+    assert in_a_child(on_two) == []
 
 
 # ---------------------------------------------------------------- what is too long for every change

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
+import torch
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
@@ -188,6 +189,7 @@ def search_chapter(name: str, thirds: list[list[str]], every: bool) -> dict[Mist
 
 def _exercises_met(name: str) -> Iterator[tuple[str, Callable[..., Shown]]]:
     """Run the notebook cell by cell; at each exercise yield it, and a function that tries one of its mistakes."""
+    torch.set_num_threads(1)  # a forked child would wait for ever for its parent's other threads
     cells = [c for c in read_notebook(SOLUTIONS / f"{name}.ipynb").cells if c.cell_type == "code"]
     cells = [c for c in cells if not c.id.startswith("check-")]
     os.chdir(SOLUTIONS)
