@@ -241,7 +241,7 @@ def test_the_hub_profile_without_network_says_how_to_go_on(monkeypatch, call):
 
 def test_the_hub_profile_has_no_shipped_folder(monkeypatch):
     monkeypatch.setenv("WORKBOOK_MODELS", "hub")
-    for call in (models.folder, models.checkpoints, lambda name: models.corpus(3)):
+    for call in (models.folder, models.checkpoints):
         with pytest.raises(ValueError, match="WORKBOOK_MODELS=embedded"):
             call("attn2l")
 

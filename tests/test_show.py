@@ -72,6 +72,20 @@ def test_claim_prints_asserts_and_records(capsys, monkeypatch, no_claims):
     assert "| loss, nats | 0.6000 | 0 to 1 | a: 3, b: 4 |" in shown[0].data and "0.5" not in shown[0].data
 
 
+def test_on_other_models_a_claim_reports_and_asserts_nothing(capsys, monkeypatch, no_claims):
+    monkeypatch.setenv("WORKBOOK_MODELS", "hub")
+    said = []
+    monkeypatch.setattr("utils.show.claims.display", lambda markdown: said.append(markdown.data))
+    for value in (0.2, float("nan"), [0.1, 0.7], 0):
+        show.claim("share", value, 0.5, 0.9, control={"shuffled": 0.6})
+    assert "share: 0.2000   (control: shuffled: 0.600; the workbook's own model: 0.5 to 0.9)" in capsys.readouterr().out
+    show.findings()
+    assert said[0].startswith("Measured on the models of `WORKBOOK_MODELS=hub`.\n\n| claim | measured | the workbook's")
+    monkeypatch.setenv("WORKBOOK_MODELS", "embedded")
+    with pytest.raises(AssertionError, match="outside"):
+        show.claim("share", 0.2, 0.5, 0.9, control={"shuffled": 0.0})
+
+
 @pytest.mark.parametrize(
     "control",
     [

@@ -1,5 +1,5 @@
-"""Where a notebook computes and from which seed: the two choices that every chapter
-shares.
+"""Where a notebook computes, from which seed and on whose models: the choices that
+every chapter shares.
 """
 
 import os
@@ -10,15 +10,15 @@ import torch
 
 
 def device() -> torch.device:
-    """The device that `WORKBOOK_DEVICE` names: `cpu` (default), `cuda`, `auto` (cuda
-    where there is one), or `pretend`, the CPU as a second device: a test finds a
-    missing `device=` with it.
+    """The device that `WORKBOOK_DEVICE` names, else the profile of the models: `cpu`
+    (default), `cuda`, `auto` (cuda where there is one), or `pretend`, the CPU as a
+    second device: a test finds a missing `device=` with it.
 
     Raises:
         ValueError: the variable holds another word.
         RuntimeError: `cuda` is asked for and torch sees none.
     """
-    name = os.environ.get("WORKBOOK_DEVICE", "cpu")
+    name = os.environ.get("WORKBOOK_DEVICE") or _device_of_profile() or "cpu"
     if name == "pretend":
         from utils import pretend
 
@@ -32,6 +32,21 @@ def device() -> torch.device:
             "WORKBOOK_DEVICE is cuda, but torch sees no GPU: set it to cpu or auto"
         )
     return torch.device(name)
+
+
+def _device_of_profile() -> str:
+    if not os.environ.get("WORKBOOK_MODELS", "").endswith(".toml"):
+        return ""
+    from utils.models.registry import current
+
+    return current().device
+
+
+def on_own_models() -> bool:
+    """Whether the models are the workbook's own, which its sentences are about; with
+    another `WORKBOOK_MODELS` than `embedded` they are not.
+    """
+    return os.environ.get("WORKBOOK_MODELS") in (None, "", "embedded")
 
 
 def seed_everything(seed: int) -> None:

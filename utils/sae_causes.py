@@ -24,7 +24,7 @@ from transformer_lens.hook_points import HookPoint
 from utils.ioi import finish_run
 from utils.runtime import seed_everything
 from utils.saes import acts_name, layer_of
-from utils.world import Document, parse, token_labels
+from utils.world import Document, bos_id, parse, token_labels
 
 __all__ = [
     "finished_sentences",
@@ -53,7 +53,7 @@ def labelled_batch(
 
     `<|endoftext|>`, with which each row begins and is padded, doesn't count.
     """
-    tokens = torch.zeros(len(documents), length, dtype=torch.long)
+    tokens = torch.full((len(documents), length), bos_id(tokenizer))
     truth = torch.zeros(len(documents), length, len(labels), dtype=torch.bool)
     for i, (ids, carried) in enumerate(token_labels(documents, tokenizer, labels)):
         tokens[i, : len(ids)], truth[i, : len(ids)] = ids[:length], carried[:length]

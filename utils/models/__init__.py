@@ -16,14 +16,12 @@ from utils.models.loading import (
     sae_layers,
     training_curve,
 )
-from utils.models.registry import PROFILES, SAES, profile
+from utils.models.registry import profile
 
 __all__ = [
     "Checkpoint",
     "DamagedWeightsError",
     "HubUnreachableError",
-    "PROFILES",
-    "SAES",
     "WEIGHTS",
     "checkpoints",
     "corpus",

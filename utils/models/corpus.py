@@ -3,7 +3,6 @@
 from datasets import Dataset
 
 from utils.models.loading import load_tokenizer
-from utils.models.registry import profile
 from utils.world import rows, sample
 
 CORPUS_SEED = 10_000  # no training shard and no validation set uses it
@@ -16,15 +15,13 @@ def corpus(n: int = 2000, seed: int = CORPUS_SEED, tokenized: bool = False, cont
         n: how many documents.
         seed: another seed gives other documents.
         tokenized: instead of columns `text` and `kind`, give `input_ids`: rows of `context` tokens that begin with
-            `<|endoftext|>`, documents parted by it, as in training.
+            `<|endoftext|>`, documents parted by it, as in training, in the tokens of the profile's `lm`.
         context: row length in tokens when `tokenized`.
         kinds: only documents of these kinds.
 
     Raises:
-        ValueError: unknown kind, or the profile is `hub`, whose models read another kind of text.
+        ValueError: unknown kind.
     """
-    if profile() != "embedded":
-        raise ValueError("the small world's text fits the shipped models only: set WORKBOOK_MODELS=embedded")
     documents = sample(n, seed, kinds)
     if tokenized:
         packed = rows(documents, load_tokenizer(), context)

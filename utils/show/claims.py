@@ -5,11 +5,14 @@ to leave its control out; `identity` is for what must be equal, and shows that a
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from IPython.display import Markdown, display
+
+from utils.runtime import on_own_models
 
 BROKEN = 100  # an identity's error must grow so much, at least, when it is broken on purpose
 RESAMPLES = 2_000
@@ -29,6 +32,9 @@ def claim(what: str, value, low: float, high: float, control: Mapping[str, float
         control: the same measurement where the effect should be absent, by what it is: a number, or several (seeds,
             draws), all of which must lie outside.
 
+    On other models than the workbook's own the number is shown beside the interval that holds for ours, and nothing
+    is asserted: there it is a question, not a claim.
+
     Raises:
         AssertionError: the number lies outside, or a control inside; the chapter's text would be untrue.
         ValueError: no control, or one that is no number: `control={"heads shuffled": 0.02}`.
@@ -43,6 +49,9 @@ def claim(what: str, value, low: float, high: float, control: Mapping[str, float
         text = f"{_number(samples.mean())}, 95 % from {_number(ends[0], 3)} to {_number(ends[1], 3)}"
     said = ", ".join(f"{name}: {_several(v)}" for name, v in control.items())
     _keep(what, text, f"{low:g} to {high:g}", said)
+    if not on_own_models():
+        print(f"{what}: {text}   (control: {said}; the workbook's own model: {low:g} to {high:g})")
+        return
     print(f"{what}: {text}   (control: {said})")
     for x in ends:
         assert _within(x, low, high), f"{what} is {text}, outside {low:g} to {high:g}: the text here would be untrue"
@@ -76,8 +85,11 @@ def identity(what: str, got, want, tol: float, broken) -> None:
 
 def findings() -> None:
     """Show the closing table: every claim made so far, its number, its interval and its control."""
-    rows = ["| claim | measured | must lie in | control |", "| --- | --- | --- | --- |"]
+    interval = "must lie in" if on_own_models() else "the workbook's own model"
+    rows = [f"| claim | measured | {interval} | control |", "| --- | --- | --- | --- |"]
     rows += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in _claims]
+    if not on_own_models():
+        rows[:0] = [f"Measured on the models of `WORKBOOK_MODELS={os.environ['WORKBOOK_MODELS']}`.", ""]
     display(Markdown("\n".join(rows)))
 
 

@@ -85,16 +85,29 @@ def encode(tokenizer, texts: Iterable[str]) -> list[Encoding]:
             backend.enable_truncation(**truncation)
 
 
-def rows(
-    documents: Iterable[Document], tokenizer, length: int, dtype: torch.dtype = torch.int16
-) -> Int[Tensor, "rows length"]:
-    """Pack documents into rows of `length` tokens. A row begins with `<|endoftext|>` and a fresh document.
+def bos_id(tokenizer) -> int:
+    """The token with which a text begins: `<|endoftext|>` in the workbook's models and in GPT-2.
+
+    Raises:
+        ValueError: the tokenizer has none.
+    """
+    id = tokenizer.token_to_id(END) if isinstance(tokenizer, Tokenizer) else tokenizer.bos_token_id
+    if id is None:
+        raise ValueError("this tokenizer has no token that begins a text: name one, `tokenizer.bos_token = ...`")
+    return id
+
+
+def rows(documents: Iterable[Document], tokenizer, length: int) -> Int[Tensor, "rows length"]:
+    """Pack documents into rows of `length` tokens, in 16 bits where the vocabulary fits. A row begins with
+    `<|endoftext|>` and a fresh document.
 
     Documents in a row are parted by `<|endoftext|>`; the one that does not fit is cut at the row's end.
     """
+    bos, vocabulary_size = bos_id(tokenizer), getattr(tokenizer, "backend_tokenizer", tokenizer).get_vocab_size()
+    dtype = torch.int16 if vocabulary_size <= 2**15 else torch.int32
     packed, row = [], []
     for encoding in encode(tokenizer, (document.text for document in documents)):
-        row.append(0)
+        row.append(bos)
         row.extend(encoding.ids)
         if len(row) >= length:
             packed.append(row[:length])
@@ -147,7 +160,7 @@ def token_labels(
         ids = torch.tensor(encoding.ids, dtype=torch.long)
         truth = torch.from_numpy(matrix)
         if bos:
-            ids = torch.cat([torch.zeros(1, dtype=torch.long), ids])
+            ids = torch.cat([torch.tensor([bos_id(tokenizer)]), ids])
             truth = torch.cat([torch.zeros(1, len(labels), dtype=torch.bool), truth])
         result.append((ids, truth))
     return result
