@@ -36,7 +36,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def tokens():
-    return rows(sample(150, 5), load_tokenizer().backend_tokenizer, 128).long()[:16]
+    return rows(sample(150, 5), load_tokenizer().backend_tokenizer, 128).long()[:8]
 
 
 def trained(settings, folder, model):
