@@ -265,7 +265,7 @@ def test_a_learners_way(lab, page):
     # What is open stands below, and leads to the exercise.
     page.click("#wb-section-learned")
     page.click(".jp-OutputArea a[href='#cell-id=merge_pair']")
-    page.wait_for_selector(".jp-NotebookPanel .jp-mod-active:has-text('Exercise: merge a pair')")
+    page.wait_for_function(AT_THE_TOP, arg="Exercise: merge a pair")
 
     # A typical mistake is named.
     write_and_run(page, "merge_pair", WRONG)
@@ -291,8 +291,7 @@ def test_a_learners_way(lab, page):
     page.wait_for_selector(f"#wb-go[data-at='{following}']")
     assert f"1 of {len(exercises)} solved" in page.locator(f"#wb-{CHAPTER.number}").inner_text()
     page.click("#wb-go")
-    heading = f".jp-mod-active:has-text('Exercise: {CHAPTER.exercises[exercises.index(following)].title}')"
-    page.wait_for_selector(f".jp-NotebookPanel {heading}")
+    page.wait_for_function(AT_THE_TOP, arg=f"Exercise: {CHAPTER.exercises[exercises.index(following)].title}")
 
     # It follows what is recorded from elsewhere, and so does the panel, without a reload.
     progress.record("tokenization", following, "solved", work)
@@ -313,6 +312,33 @@ def test_a_learners_way(lab, page):
     page.click("#wb-section-learned")
     page.locator(".jp-NotebookPanel a", has_text=f"{NEXT.number} · {NEXT.title} →").locator("visible=true").last.click()
     page.wait_for_selector(f".workbook-exercises h2:has-text('{NEXT.number} · {NEXT.title}')")
+
+
+# The active cell is the one with this heading, and the notebook begins with it.
+AT_THE_TOP = """title => {
+  const active = document.querySelector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-mod-active");
+  const [cell, box] = [active, active?.closest(".jp-WindowedPanel-outer")].map(node => node?.getBoundingClientRect());
+  return cell?.height && active.textContent.includes(title) && Math.abs(cell.top - box.top) < 40;
+}"""
+
+
+def test_a_jump_into_a_long_chapter_lands_and_stays(lab, page):
+    url, _ = lab
+    longest = max(table(), key=lambda row: row.path.stat().st_size)
+    last = longest.exercises[-1]
+    page.goto(f"{url}&reset")
+    page.locator("#wb-go").evaluate(
+        "(link, to) => Object.assign(link.dataset, to)", {"open": longest.file, "at": last.name}
+    )
+    page.click("#wb-go")
+    page.wait_for_function(AT_THE_TOP, arg=f"Exercise: {last.title}")
+    # The cells above it are put on the page meanwhile.
+    attached = page.locator(".jp-Notebook-cell").count()
+    page.wait_for_function(
+        "before => document.querySelectorAll('.jp-Notebook-cell').length > before + 50", arg=attached
+    )
+    page.wait_for_timeout(500)
+    assert page.evaluate(AT_THE_TOP, f"Exercise: {last.title}")
 
 
 # What asks for the running sessions, and then for a new one, waits: JupyterLab has no kernel yet when all is to run.

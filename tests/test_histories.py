@@ -25,7 +25,7 @@ from editors import EDITORS, code, plain
 
 from utils import tokenization
 from utils.moved import Moved
-from utils.workbook import CHAPTERS, learner
+from utils.workbook import CHAPTERS, delivery, learner
 from utils.workbook.build import solution_code
 from utils.workbook.merge import canonical, digest
 
@@ -265,7 +265,7 @@ class History:
     # -------- what a learner does
 
     def run(self) -> None:
-        learner.start(self.chapters(), self.work)
+        delivery.start(self.chapters(), self.work)
         for _ in range(self.rng.randint(2, 3)):
             self.session()
             self.now = min(9, self.now + self.rng.randint(1, 4))
@@ -348,7 +348,7 @@ class History:
         learner.update(chapters=self.chapters(), work=self.work)
         again = {p: p.read_bytes() for p in self.work.glob("*.ipynb")}
         assert again == files, f"a second update changes something: {difference(files, again)}"
-        assert not [s for s in learner.start(self.chapters(), self.work) if "newer" in s], (
+        assert not [s for s in delivery.start(self.chapters(), self.work) if "newer" in s], (
             "start announces what is there"
         )
         self.counts["update"] += 1

@@ -18,7 +18,7 @@ from small_course import SOURCE, cell
 
 from utils.checks import progress
 from utils.moved import Moved
-from utils.workbook import CHAPTERS, ROOT, WorkbookError, execute, learner
+from utils.workbook import CHAPTERS, ROOT, WorkbookError, delivery, execute, learner
 from utils.workbook.build import build, read_notebook
 from utils.workbook.files import HALF, write_whole
 from utils.workbook.merge import digest
@@ -28,7 +28,7 @@ NEWER = SOURCE.replace("Some text", "Better text").replace("print(x)", "print('n
 
 @pytest.fixture
 def work(course):
-    learner.start(course[1], course[3])
+    delivery.start(course[1], course[3])
     return course[3]
 
 
@@ -68,17 +68,17 @@ def answer(notebook):
 def test_start_never_overwrites(course, work):
     edit(work / "01_sample.ipynb", answer)
     before = (work / "01_sample.ipynb").read_text()
-    assert learner.start(course[1], work) == []
+    assert delivery.start(course[1], work) == []
     assert (work / "01_sample.ipynb").read_text() == before
 
 
 def test_start_announces_a_newer_version_only_where_there_is_one(course, work):
     edit(work / "01_sample.ipynb", lambda n: n.cells.pop(1))  # a deleted cell is none
-    assert learner.start(course[1], work) == []
+    assert delivery.start(course[1], work) == []
     deliver(course)
-    assert "newer version" in learner.start(course[1], work)[0]
+    assert "newer version" in delivery.start(course[1], work)[0]
     update(course)
-    assert learner.start(course[1], work) == []
+    assert delivery.start(course[1], work) == []
 
 
 @pytest.mark.parametrize("length", [0, 1, 700])
@@ -86,7 +86,7 @@ def test_start_mends_a_copy_that_a_crash_cut_off(course, work, length):
     copy = work / "01_sample.ipynb"
     whole = copy.read_bytes()
     copy.write_bytes(whole[:length])
-    (said,) = learner.start(course[1], work)
+    (said,) = delivery.start(course[1], work)
     assert "a crash had cut it off; copied anew" in said
     assert copy.read_bytes() == whole
     (kept,) = (work / "backup").iterdir()
@@ -100,13 +100,13 @@ def test_a_damaged_copy_is_left_alone(course, work, damage):
     with pytest.raises(WorkbookError, match="not a readable notebook.*backup/"):
         update(course)
     assert copy.read_text() == damage
-    assert learner.start(course[1], work) == []
+    assert delivery.start(course[1], work) == []
 
 
 def test_work_that_is_no_folder(course):
     course[3].write_text("")
     with pytest.raises(WorkbookError, match="can't be written"):
-        learner.start(course[1], course[3])
+        delivery.start(course[1], course[3])
 
 
 # ---------------------------------------------------------------- update
@@ -164,7 +164,7 @@ def test_tools_that_change_ids_metadata_and_line_ends(course, work, tool, known)
     edit(copy, answer)
     edit(copy, tool)
     if not known:
-        (work / learner.DELIVERED / "01_sample.ipynb").unlink()
+        (work / delivery.DELIVERED / "01_sample.ipynb").unlink()
     deliver(course)
     said = update(course)
     cells = nbformat.read(copy, 4).cells
@@ -223,7 +223,7 @@ def test_merged_split_and_pasted_cells(course, work):
     assert texts.count("def device():\n    return 'mine'\n\ndevice = check(device)") == 1
     assert not any("raise NotImplementedError" in t or t == "device = check(device)" for t in texts)
     assert sum(t.startswith("*Difficulty") for t in texts) == 2
-    assert learner.start(course[1], work) == []
+    assert delivery.start(course[1], work) == []
     notebook = plain(nbformat.read(copy, 4))
     at = next(k for k, c in enumerate(notebook["cells"]) if "mine" in c["source"])
     lab.split(notebook["cells"], at, len("def device():\n"))
@@ -450,7 +450,7 @@ def test_a_chapter_becomes_two_and_exercises_become_one(tmp_path):
         *exercise("old", "c"),
     )  # fmt: skip
     nbformat.write(old, chapters / "07_old.ipynb")
-    learner.start(chapters, work)
+    delivery.start(chapters, work)
 
     def write(n):
         for name in "abc":
@@ -470,7 +470,7 @@ def test_a_chapter_becomes_two_and_exercises_become_one(tmp_path):
         '[chapters]\n"07_old" = ["07_one", "08_two"]\n'
         '[exercises]\n"utils.old.a" = "utils.one.a"\n"utils.old.b" = "utils.two.d"\n"utils.old.c" = "utils.two.d"\n'
     )
-    assert any("07_old.ipynb is now 07_one and 08_two" in s for s in learner.start(chapters, work))
+    assert any("07_old.ipynb is now 07_one and 08_two" in s for s in delivery.start(chapters, work))
     said = learner.update(chapters=chapters, work=work)
     assert any("07_old: has become other chapters; your work is in 07_one and 08_two" in s for s in said)
     assert not (work / "07_old.ipynb").exists() and list((work / "backup").glob("07_old-*.ipynb"))
@@ -528,14 +528,14 @@ def test_kills_of_start(course, tmp_path):
         work = tmp_path / f"work{seed}"
 
         def job(work=work):
-            learner.start(course[1], work)
+            delivery.start(course[1], work)
             (work / "01_sample.ipynb").unlink()
 
         in_a_child(job, delay(seed))
-        for name in ("01_sample.ipynb", f"{learner.DELIVERED}/01_sample.ipynb"):
+        for name in ("01_sample.ipynb", f"{delivery.DELIVERED}/01_sample.ipynb"):
             if (work / name).exists():
                 assert (work / name).read_bytes() == (course[1] / "01_sample.ipynb").read_bytes()
-        learner.start(course[1], work)
+        delivery.start(course[1], work)
         assert nbformat.read(work / "01_sample.ipynb", 4).cells
 
 
@@ -620,7 +620,7 @@ def test_a_full_disk_is_said_and_nothing_is_half(course, work, monkeypatch, call
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, call, fail)
-    for job in (lambda: update(course), lambda: learner.start(course[1], work.parent / "other")):
+    for job in (lambda: update(course), lambda: delivery.start(course[1], work.parent / "other")):
         with pytest.raises(WorkbookError, match=sentence):
             job()
     monkeypatch.undo()
@@ -632,11 +632,11 @@ def test_half_files_of_a_crash_are_removed(course, work):
     halves = [work / ".01_sample.ipynb.1234.half", work / "01_sample.half"]
     for half in halves:
         half.write_text("{")
-    learner.start(course[1], work)
+    delivery.start(course[1], work)
     assert all(h.exists() for h in halves)  # another process may still write them
     for half in halves:
         os.utime(half, (0, 0))
-    learner.start(course[1], work)
+    delivery.start(course[1], work)
     assert not any(h.exists() for h in halves)
 
 

@@ -11,7 +11,7 @@ from small_course import SOURCE as SAMPLE
 
 from utils.checks import guesses as module
 from utils.checks.guesses import expect, grade, guesses
-from utils.workbook import CHAPTERS, SOLUTIONS, WorkbookError, chapter_names, learner
+from utils.workbook import CHAPTERS, SOLUTIONS, WorkbookError, chapter_names, delivery, learner
 from utils.workbook.build import build, read_notebook
 from utils.workbook.predictions import PREDICT, Prediction, answers, predictions, spoilers
 
@@ -256,7 +256,7 @@ def mine_questions(notebook) -> int:
 def test_an_update_keeps_guesses_and_what_was_opened(course):
     source, chapters, _, work = course
     paired(course, PAIR)
-    learner.start(chapters, work)
+    delivery.start(chapters, work)
     copy = work / "21_sample.ipynb"
     notebook = read_notebook(copy)
     (p,) = predictions(notebook.cells, "21_sample")
@@ -289,7 +289,7 @@ def test_an_update_keeps_guesses_and_what_was_opened(course):
 def test_a_prediction_that_asks_more_stands_above_the_guess(course):
     source, chapters, _, work = course
     paired(course, PAIR)
-    learner.start(chapters, work)
+    delivery.start(chapters, work)
     copy = work / "21_sample.ipynb"
     copy.write_text(copy.read_text().replace('expect(\\"how many\\", ...)', 'expect(\\"how many\\", 5)'))
     more = 'expect("how many", ...)\nexpect("where", "...")'

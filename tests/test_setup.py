@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.workbook import ROOT, chapter_names, learner
+from utils.workbook import ROOT, chapter_names, delivery
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 
@@ -226,5 +226,5 @@ def test_files_that_macos_leaves_beside_others_are_no_chapters(tmp_path):
         folder.mkdir()
         (folder / f"._01_sample.{kind}").write_bytes(b"\0\5\x16\7")
     assert chapter_names(source=source) == []
-    assert learner.start(chapters, work) == []
+    assert delivery.start(chapters, work) == []
     assert [path.name for path in work.iterdir()] == ["._01_sample.ipynb"]

@@ -168,6 +168,18 @@ def test_recording_runs_no_further_than_the_last_changed_cell(tmp_path, monkeypa
     assert "no cell has changed" in execute.execute("01", tmp_path, changed=True)[-1]
 
 
+def test_a_chapter_without_code_is_said_and_passes(tmp_path, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(execute, "run_pytest", lambda files, extra: ran.append(files) or 3)
+    files = [str(tmp_path / name) for name in ("01_words.ipynb", "02_code.ipynb")]
+    for file, new in zip(files, (nbformat.v4.new_markdown_cell, new_code_cell), strict=True):
+        nbformat.write(new_notebook(cells=[new("1 + 1")]), file)
+    monkeypatch.setattr(execute, "solved_notebooks", lambda wanted: files if wanted is None else files[:1])
+    assert execute.nbval("01") == 0 and ran == []
+    assert capsys.readouterr().out == "01_words has no code cell: there is nothing to run or to compare.\n"
+    assert execute.nbval() == 3 and ran == [files[1:]]
+
+
 # ---------------------------------------------------------------- named mistakes in the notebooks
 
 SHOWN = """print("before", 0.5)

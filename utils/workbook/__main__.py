@@ -175,12 +175,14 @@ def run(args) -> int | None:
         from utils.workbook.lab import lab
 
         lab(args.port, browser=not args.no_browser)
+    elif args.command == "start":
+        from utils.workbook.delivery import start
+
+        print("\n".join(start()) or "All chapters stand in work/.")
     else:
         from utils.workbook import learner
 
-        if args.command == "start":
-            print("\n".join(learner.start()) or "All chapters stand in work/.")
-        elif args.command == "update":
+        if args.command == "update":
             print("\n".join(learner.update(args.chapter)))
         else:
             print(learner.progress_table())

@@ -9,7 +9,7 @@ from tornado.netutil import bind_sockets
 
 from utils.checks.progress import WORK
 from utils.workbook import WorkbookError
-from utils.workbook.learner import start
+from utils.workbook.delivery import start
 
 SETTINGS = Path(__file__).parent / "jupyter"  # switches off what asks the network, or a language server
 FIRST_PORT = 8888
@@ -69,8 +69,8 @@ def lab(port: str | None = None, browser: bool = True) -> None:
         print(line)
     # Given here, these win over a user's Jupyter configuration; the log holds errors, and our one line with the URL.
     options = {
-        # There are no language servers here, and to look for them takes time at each start.
-        "ServerApp.jpserver_extensions": "{'utils.workbook.server': True, 'jupyter_lsp': False}",
+        # There are no language servers here, and to look for them takes time at each start; sources are not edited.
+        "ServerApp.jpserver_extensions": "{'utils.workbook.server': True, 'jupyter_lsp': False, 'jupytext': False}",
         "LabApp.extra_labextensions_path": SETTINGS / "labextensions",
         "ServerApp.root_dir": WORK,
         "FileContentsManager.root_dir": WORK,

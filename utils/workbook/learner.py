@@ -1,7 +1,6 @@
-"""A learner's own copies in `work/`: start them, bring them up to date without losing anything, show progress."""
+"""A learner's own copies in `work/`: bring them up to date without losing anything, show progress."""
 
 import contextlib
-import time
 from pathlib import Path
 
 from utils.checks.progress import WORK, load
@@ -9,104 +8,14 @@ from utils.moved import Moved
 from utils.workbook import CHAPTERS, WorkbookError, pick
 from utils.workbook.build import read_notebook
 from utils.workbook.copies import parse, sign, text_of, trusted
-from utils.workbook.files import cannot_write, clean_up, free_name, write_whole
-from utils.workbook.merge import canonical, merge
+from utils.workbook.delivery import DELIVERED, backup, deliver, listed, old_copies
+from utils.workbook.files import cannot_write, clean_up, write_whole
+from utils.workbook.merge import merge
 
-DELIVERED = ".delivered"  # in `work/`: each chapter as it was delivered last, by which an update knows what is ours
 RELOAD = (
     "If a chapter is open in JupyterLab: save what you have there; where it asks, choose Overwrite and run "
     "`make update` again. Where all was saved, choose File → Reload Notebook from Disk."
 )
-
-
-def start(chapters: Path = CHAPTERS, work: Path = WORK) -> list[str]:
-    """Copy each chapter into `work` where no copy stands, or one that a crash cut off; returns sentences to print.
-
-    Raises:
-        WorkbookError: the folder can't be written.
-    """
-    said, fresh, outdated = [], [], []
-    moved = Moved(chapters / "moved.toml")
-    with _writing(work):
-        work.mkdir(parents=True, exist_ok=True)
-    clean_up(work)
-    for file in sorted(chapters.glob("[!.]*.ipynb")):
-        copy = work / file.name
-        if not copy.exists():
-            _deliver(file, copy)
-            fresh.append(copy.name)
-        elif _cut_off(copy, file):
-            kept = _backup(copy, copy.read_bytes())
-            _deliver(file, copy)
-            said.append(f"{copy.name}: a crash had cut it off; copied anew. What was there is backup/{kept.name}.")
-        elif _outdated(file, copy):
-            outdated.append(copy.name)
-    if fresh:
-        said.append(f"{_counted(fresh)} copied into {work}, ready to start.")
-    if outdated:
-        said.append(f"There is a newer version of {_counted(outdated)}: `make update` brings it in, keeping your work.")
-    for old in _old_copies(chapters, work, moved):
-        said.append(f"{old}.ipynb is now {_listed(moved.chapter_homes(old))}: `make update` brings your work there.")
-    return said
-
-
-def _counted(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} chapters"
-
-
-def _deliver(file: Path, copy: Path) -> None:
-    data = file.read_bytes()
-    write_whole(copy.parent / DELIVERED / file.name, data)
-    write_whole(copy, data)
-
-
-def _cut_off(copy: Path, file: Path) -> bool:
-    """Whether the copy is the beginning of what was delivered: an earlier version copied in place, and could crash."""
-    with _writing(copy):
-        size = copy.stat().st_size
-        whole = [p for p in (file, copy.parent / DELIVERED / file.name) if p.exists() and p.stat().st_size > size]
-        data = copy.read_bytes() if whole else b""
-        return any(p.read_bytes().startswith(data) for p in whole)
-
-
-def _outdated(file: Path, copy: Path) -> bool:
-    """Whether there is something to bring in: by what was delivered last, and by what the copy's cells came from."""
-    new = read_notebook(file)
-    try:
-        before = copy.parent / DELIVERED / file.name
-        if before.exists() and _texts(read_notebook(before)) != _texts(new):
-            return True
-        mine = parse(copy, copy.read_bytes())
-    except Exception:
-        return False  # `update` says what is wrong with it; starting JupyterLab must still work
-    stamps = {c.metadata.get("workbook") for c in mine.cells} - {None}
-    if stamps or before.exists():
-        return bool(stamps - {c.metadata.get("workbook") for c in new.cells})
-    return bool(set(_texts(new)) - set(_texts(mine)))
-
-
-def _texts(notebook) -> list[tuple[str, str]]:
-    return [(c.cell_type, canonical(c.source)) for c in notebook.cells]
-
-
-def _old_copies(chapters: Path, work: Path, moved: Moved) -> list[str]:
-    """Copies of chapters that have become others."""
-    return [
-        n for n in sorted(moved.chapters) if (work / f"{n}.ipynb").exists() and not (chapters / f"{n}.ipynb").exists()
-    ]
-
-
-def _listed(names: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
-@contextlib.contextmanager
-def _writing(path: Path):
-    try:
-        yield
-    except OSError as error:
-        raise cannot_write(path, error) from None
-
 
 # ---------------------------------------------------------------- update
 
@@ -119,7 +28,7 @@ def update(wanted: str | None = None, chapters: Path = CHAPTERS, work: Path = WO
     """
     moved = Moved(chapters / "moved.toml")
     names = sorted(p.stem for p in chapters.glob("[!.]*.ipynb"))
-    old = _old_copies(chapters, work, moved)
+    old = old_copies(chapters, work, moved)
     picked = {home for name in pick([*names, *old], wanted) for home in moved.chapter_homes(name)}
     said, faults, changed = [], [], False
     clean_up(work)
@@ -166,7 +75,7 @@ def _update_family(names: list[str], family: list[str], chapters: Path, work: Pa
         said = []
         for name in names:
             if name not in have:
-                _deliver(chapters / f"{name}.ipynb", work / f"{name}.ipynb")
+                deliver(chapters / f"{name}.ipynb", work / f"{name}.ipynb")
                 said.append(f"{name}: copied, ready to start.")
         if not have:
             return said, False
@@ -181,7 +90,7 @@ def _update_family(names: list[str], family: list[str], chapters: Path, work: Pa
             merged, notes = merge(new, mine, before, moved)
         except Exception as error:  # what no program that we know writes; the other chapters go on
             raise WorkbookError(
-                f"{_listed(have)}: nothing was changed, because this copy is like none that we know ({error!r}). Save "
+                f"{listed(have)}: nothing was changed, because this copy is like none that we know ({error!r}). Save "
                 "it in JupyterLab and run this again; or move it elsewhere, and `make start` gives you a fresh one."
             ) from None
         changed = [n for n in names if n not in mine or not _same(merged[n], mine[n])]
@@ -191,7 +100,7 @@ def _update_family(names: list[str], family: list[str], chapters: Path, work: Pa
         # JupyterLab may have saved in the meantime: then what it saved is merged.
         if any(_stamp(work / f"{n}.ipynb") != stamps[n] for n in have):
             continue
-        kept = {n: _backup(work / f"{n}.ipynb", data[n]) for n in have if n in changed or n in gone}
+        kept = {n: backup(work / f"{n}.ipynb", data[n]) for n in have if n in changed or n in gone}
         for name in changed:
             write_whole(work / f"{name}.ipynb", texts[name])
             if signed:
@@ -200,7 +109,7 @@ def _update_family(names: list[str], family: list[str], chapters: Path, work: Pa
             _remember(chapters / f"{name}.ipynb", work)
         for name in gone:
             (work / f"{name}.ipynb").unlink()
-            where = f"your work is in {_listed(moved.chapter_homes(name))}"
+            where = f"your work is in {listed(moved.chapter_homes(name))}"
             said.append(f"{name}: has become other chapters; {where}, the old copy is backup/{kept[name].name}.")
         for name in names:
             if name in kept:
@@ -224,17 +133,6 @@ def _remember(file: Path, work: Path) -> None:
     kept, data = work / DELIVERED / file.name, file.read_bytes()
     if not kept.exists() or kept.read_bytes() != data:
         write_whole(kept, data)
-
-
-def _backup(copy: Path, data: bytes) -> Path:
-    with _writing(copy.parent / "backup"):
-        kept = free_name(copy.parent / "backup", f"{copy.stem}-{time.strftime('%Y%m%d-%H%M%S')}", ".ipynb")
-    try:
-        write_whole(kept, data)
-    except WorkbookError:
-        kept.unlink(missing_ok=True)
-        raise
-    return kept
 
 
 def _same(a, b) -> bool:

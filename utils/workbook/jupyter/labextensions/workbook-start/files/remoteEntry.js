@@ -4,6 +4,7 @@
 (() => {
   const NAME = 'workbook-start';
   const EVERY = 2000; // milliseconds between two looks at the learner's progress
+  const SEEN = 12; // cells that fill a window
   const UNDECIDED = 30000; // milliseconds: a notebook that was opened has a kernel starting by then, or is not to have one
   const SIGNS = { solved: '✓', taken: '✓', tried: '◐', open: '○' };
   const ICON =
@@ -20,6 +21,7 @@
     node.append(...children);
     return node;
   };
+  const pause = milliseconds => new Promise(done => setTimeout(done, milliseconds));
   const targetOf = cell => {
     const target = cell.type === 'code' && cell.getMetadata('exercise');
     return typeof target === 'string' ? target : null;
@@ -185,15 +187,34 @@
         }
       });
 
-      // Cells are drawn when they are near; until their heights are known a scroll may miss.
+      // JupyterLab puts a chapter's cells on the page one after the other while the browser is idle, half a minute for a
+      // long one: those that will be seen come first, and keep their place until the learner moves, or all are there.
+      let held = new AbortController();
       async function reveal({ content }, index) {
+        held.abort();
+        held = new AbortController();
+        const { signal } = held, leave = () => held.signal === signal && held.abort();
+        for (const kind of ['wheel', 'pointerdown', 'keydown']) addEventListener(kind, leave, { capture: true, passive: true, signal });
         content.deselectAll();
         content.activeCellIndex = index;
-        for (let i = 0; i < 8; i++) {
-          await content.scrollToItem(index, 'start');
-          await new Promise(done => setTimeout(done, 150));
-          const [cell, box] = [content.widgets[index].node, content.outerNode].map(n => n.getBoundingClientRect());
-          if (cell.height && Math.abs(cell.top - box.top) < 40) return;
+        const above = content.widgets.slice(0, index), target = content.widgets[index];
+        for (let i = index; i < Math.min(index + SEEN, content.widgets.length); i++) {
+          const cell = content.widgets[i];
+          if (cell.isAttached) continue;
+          cell.dataset.windowedListIndex = `${i}`;
+          content.layout.insertWidget(i, cell);
+        }
+        const scroll = () => Promise.race([content.scrollToItem(index, 'start', 0).catch(() => {}), pause(1000)]); // no margin
+        await scroll();
+        hold();
+        async function hold() {
+          for (let i = 0; i < 4 || above.some(cell => !cell.isAttached && !cell.isDisposed); i++) {
+            await pause(100);
+            if (signal.aborted || target.isDisposed || !content.isVisible) break;
+            const aside = target.node.getBoundingClientRect().top - content.outerNode.getBoundingClientRect().top;
+            if (Math.abs(aside) > 40) await scroll();
+          }
+          leave();
         }
       }
 
@@ -328,7 +349,7 @@
       let opened = false;
       session.ready.then(() => (opened = true));
       for (let waited = 0; !session.isDisposed && !hasKernel(session); waited += 100) {
-        await new Promise(done => setTimeout(done, 100));
+        await pause(100);
         // Nobody starts one: it was shut down, or a choice among kernels was declined.
         const idle = session.hasNoKernel && !session.isTerminating && (opened || waited > UNDECIDED);
         if (idle && (await session.startKernel())) return;
