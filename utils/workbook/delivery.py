@@ -7,7 +7,7 @@ from pathlib import Path
 
 from utils.checks.progress import WORK
 from utils.moved import Moved
-from utils.workbook import CHAPTERS
+from utils.workbook import CHAPTERS, WorkbookError
 from utils.workbook.files import cannot_write, clean_up, free_name, write_whole
 
 DELIVERED = ".delivered"  # in `work/`: each chapter as it was delivered last, by which an update knows what is ours
