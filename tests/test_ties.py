@@ -8,16 +8,14 @@ from utils.checks.hints import without_notes
 from utils.workbook import SOURCE, WorkbookError, chapter_names
 from utils.workbook.build import build_chapter, drift
 from utils.workbook.prose import Settings, found, unmarked
-from utils.workbook.ties import Places, evaluate, meaning, notes, stale
-
-MARKED = chapter_names()[:6]
+from utils.workbook.ties import Places, evaluate, marks, meaning, notes, ours, stale
 
 
 def source_of(name: str) -> str:
     return (SOURCE / f"{name}.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize("name", [n for n in chapter_names() if n[:2] not in ("06", "07", "10")])
 def test_every_number_and_share_in_the_prose_is_tied(name):
     text = source_of(name)
     open_ones = [
@@ -27,7 +25,7 @@ def test_every_number_and_share_in_the_prose_is_tied(name):
     assert not open_ones, "tie them in a note `<!-- measured` below (docs/authors.md):\n" + "\n".join(open_ones)
 
 
-@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize("name", chapter_names())
 def test_no_note_reaches_a_learner(name):
     for solved in (False, True):
         cells = build_chapter(SOURCE / f"{name}.md", solved).cells
@@ -153,6 +151,7 @@ def places() -> Places:
         ('1 - "lost: #"', [0.88]),
         ('"02: of another chapter: #"', [7]),
         ('published("Wang and others, 2022: 26")', [26]),
+        ('below("two layers | …: #", 0.5)', [0.5]),
     ],
 )
 def test_a_place_is_looked_up(expression, wanted):
@@ -239,6 +238,19 @@ def test_drift_names_the_sentence(course):
     assert any(
         "01_sample.md: “It is 3.7 now.”: 3.7 can't be looked up" in s for s in drift(source, chapters, solutions)
     )
+
+
+def test_what_holds_for_our_models_only_is_fenced_and_listed():
+    fenced = TEXT + "\n<!-- ours\nThe best head scores\n-->\n\n```python\ntitle = 'Heads look back'\n```\n"
+    fenced += "\n<!-- ours\nHeads look back\n-->\n"
+    assert stale(fenced, places()) == []
+    assert [fenced[slice(*at)] for note in notes(fenced) for _, _, at in marks(note)][2:] == [
+        "The best head scores",
+        "Heads look back",
+    ]
+    assert "doesn't stand above it" in stale(fenced.replace("'Heads look back'", "'They do'"), places())[0]
+    (line,) = (line for line in ours("05") if "The previous-token head comes first" in line)
+    assert line.startswith("05_induction.md:")
 
 
 def test_a_note_is_taken_out_of_the_text():

@@ -56,7 +56,7 @@ OPERATOR = r"[=≈·×/+−√²³^∞]"
 FORMULA = re.compile(rf"(?:{OPERATOR}|\be\^?)\s?[(|]?\s?$")
 NAMED_RESULT = re.compile(r"[^\W\d_]{2,}[²\d]?\s?[=≈]\s?$")  # "loss = 0.3" is no formula
 FORMULA_AFTER = re.compile(rf"^\s?[)|]?\s?(?:{OPERATOR}|[⁰¹²³⁴⁵⁶⁷⁸⁹°]|-dimensional)")
-SUPPOSED = re.compile(r"^[*(“\d.\s]*(?:If|Suppose|Say|Imagine|Take|Throw|Let)\b")
+SUPPOSED = re.compile(r"^[*(“¤\d.\s]*(?:If|Suppose|Say|Imagine|Take|Throw|Let)\b")
 SEVERAL = 12  # up to which a whole number says how many things are listed
 
 # ---------------------------------------------------------------- shares in words
@@ -68,12 +68,12 @@ _FEW = "nearly|almost|hardly|practically|virtually"
 _WHAT = r"all|every\w*|none|nothing|any\w*|ever|always|never|no|the whole|the same|half|a"
 _THAN = "as|that|what|the|their|its|more|less|larger|better|longer|smaller|worse|rarer|of"
 _ALL = "the|its|our|these|those|all"
-_AFTER = r"(?= (?:of|as|at|in|more|less|wrong|is|are)\b|[.,;:)?])"
+_AFTER = r"(?= (?:of|as|at|in|to a|more|less|wrong|is|are)\b|[.,;:)?])"
 SHARES = [
     re.compile(p, re.I)
     for p in (
         rf"\b(?:(?:{HOW_MANY}) )?(?:{_NTH})s\b",
-        rf"\b(?:(?:two|three|four|one|ten) and )?(?:a|one|the|every|another|ten) (?:{_NTH})\b{_AFTER}",
+        rf"\b(?:(?:two|three|four|one|ten) and )?(?:a|one|every|another|ten) (?:{_NTH})\b{_AFTER}",
         r"\b(?:a-|ten-)thousandth\b",
         r"(?<!first )(?<!second )(?<!other )(?<!one )(?<!this )(?<!each )(?<!same )(?<!which )\bhalf\b(?!-)",
         r"\bhal(?:ves|ved|ving)\b",
@@ -82,6 +82,7 @@ SHARES = [
         rf"(?<!at )(?<!the )\bmost (?:of(?= \w)|others\b|{_NOUN}\b)|\bmajority\b|\bmostly\b",
         rf"(?-i:\bMost)(?: [a-z]+)? {_NOUN}\b",
         r"(?<!at )(?<!the )(?<!what )(?<!which )\bmost(?=[.,;:])",
+        r"(?:(?<=[:;,] )|(?<=\band ))most(?= [a-z]+\b)",
         rf"\b(?:{_FEW}) (?:{_WHAT})\b",
         r"\bnext to (?:nothing|none|no)\b",
         r"\b(?:nothing|nobody|no other [a-z]+) else (?:does|do|is|was|has|helps|matters|carries|counts|changes)\b",
@@ -93,7 +94,7 @@ SHARES = [
     )
 ]
 SELECTED = re.compile(r"^(?:one|a|an|no|1|0) (?:[a-z]+ )?(?:out )?of\b|^(?:a|one) (?:in|of) (?:one|a)\b|^a half$", re.I)
-REPEATED = re.compile(r"^(?:[a-z]+|\d+)(?: [a-z]+)? (?:in|of) (?:a|an|no)\b", re.I)  # "three in a text" is no share
+REPEATED = re.compile(r"^(?:[a-z]+|\d+)(?: [a-z]+)? (?:in|of) (?:a|an|no|one)\b", re.I)  # "three in a text" is no share
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ Below a paragraph, or a cell whose title says a number, a note names where each 
     <!-- measured
     8.16 = "loss rise without the previous-token head, nats: #"
     half = "loss rise without …: #" / "nats gained: #"
-    two of the three = len("04: others … cost #")
+    two of the three = len("04: others … cost nothing: #") / 3
     -->
 
 On the left stand the words as they are above; on the right arithmetic over quoted places in the recorded outputs of
 this chapter, or of another one ("04: …"). In a place `#` is the number, `_` a number and `…` any text to pass over.
 What a figure shows is written "title | trace | x: #", or "title | y | x: #". A place may name several numbers: each
-has to fit, or `max`, `min`, `sum`, `mean`, `median`, `len` makes one of them; and one without # holds the words
-themselves. A number of somebody else's is `published("Radford and others, 2019: 50257")`. The second line with the
-same words ties their second place.
+has to fit, or `max`, `min`, `sum`, `mean`, `median`, `len` makes one of them, and `below(place, bound)` a share. One
+without # holds the words themselves. A number of somebody else's is `published("Radford and others, 2019: 50257")`.
+The second line with the same words ties their second place.
 
 A number has to agree with its place to its last digit, a share in words ("half", "most", "a dozen") to lie in the
 interval that the word means (`meaning`). No learner sees a note.
@@ -52,12 +52,12 @@ def recorded_lines(notebook) -> list[str]:
     lines = []
     for cell in notebook.cells:
         if cell.cell_type == "code" and not re.search(r"show\.findings\(|^guesses\(\)", cell.source, re.M):
-            lines += [HEAD.sub(r"\1.\2", " ".join(line.split())) for line in _printed(cell.outputs)]
+            lines += [HEAD.sub(r"\1.\2", " ".join(line.split())) for line in _printed(cell)]
     return [line for line in lines if line]
 
 
-def _printed(outputs: list[dict]) -> Iterator[str]:
-    for out in outputs:
+def _printed(cell) -> Iterator[str]:
+    for out in cell.outputs:
         if out["output_type"] == "stream":
             if out["name"] == "stdout":
                 text = re.sub(r"\x1b\[\d+m", "", "".join(out["text"]))
@@ -65,7 +65,10 @@ def _printed(outputs: list[dict]) -> Iterator[str]:
             continue
         data = out.get("data", {})
         if PLOTLY in data:
-            yield from _drawn(data[PLOTLY])
+            title = _text(data[PLOTLY]["layout"].get("title"))
+            if any(number not in cell.source for number in re.findall(r"[\d.,]*\d", title)):
+                yield title  # it was made of what was measured
+            yield from _drawn(data[PLOTLY], title)
         elif "text/html" in data and not not_recorded(data):
             yield from _rows("".join(data["text/html"]))
         elif not data.keys() & SKIPPED:
@@ -79,9 +82,7 @@ def _rows(html: str) -> Iterator[str]:
         yield " ".join(text.strip() for text in page.texts)
 
 
-def _drawn(figure: dict) -> Iterator[str]:
-    title = _text(figure["layout"].get("title"))
-    yield title
+def _drawn(figure: dict, title: str) -> Iterator[str]:
     for trace in figure["data"]:
         x, y, z = (_list(trace.get(axis)) for axis in "xyz")
         name = f"{title} | {trace['name']}" if trace.get("name") else title
@@ -153,6 +154,8 @@ class Places:
         wanted = " ".join(wanted.split())
         longest, place = max(re.split(r"#|…|(?<!\w)_(?!\w)", wanted), key=len), _place(wanted)
         hits = (m for line in lines if longest in line for m in place.finditer(line))
+        if "#" in wanted:  # a title says nothing that its figure doesn't show
+            hits = (m for m in hits if m.start(1) > m.string.find(" | ") or "| measured:" in m.string)
         found = [(_value(m[1]) / (100 if m[2] else 1)) if "#" in wanted else 1.0 for m in hits]
         if not found:
             raise WorkbookError(f'nothing recorded reads "{text}"')
@@ -203,6 +206,9 @@ def evaluate(expression: str, places: Places) -> np.ndarray:
             return -of(node.operand)
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "published":
             return np.array([_published(ast.literal_eval(node.args[0]))])
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "below" and len(node.args) == 2:
+            values, bound = map(of, node.args)
+            return np.array([(values <= bound).mean()])
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS:
             return np.ravel(FUNCTIONS[node.func.id](np.concatenate([np.ravel(of(a)) for a in node.args])))
         raise WorkbookError(f"`{ast.unparse(node)}` is neither a quoted place nor arithmetic")
@@ -297,6 +303,7 @@ WORDS = [
         r"\b(nearly|almost|practically|virtually) the same": (0.9, 1.1),
         r"\b(nearly|almost|practically|virtually) (all|every|always|the whole|ever)": (0.9, 1.0),
         r"\ball but exact": (0.98, 1.02),
+        r"\bhal(?:ves|ved|ving)\b": (0.5 * (1 - SLACK), 0.5 * (1 + SLACK)),
         r"\b(hardly|nearly|almost|practically|virtually) (any|ever|none|no|nothing|never|a)\b": (-0.1, 0.1),
         r"\bnext to n": (-0.1, 0.1),
         r"\b(nothing|nobody|none|no others?|never)\b": (-0.02, 0.02),
@@ -354,6 +361,7 @@ class Note:
     lines: list[str] = field(default_factory=list)
 
 
+STRING = re.compile(r'"[^"\n]*"|\'[^\'\n]*\'')
 SCOPE = re.compile(r"^<!-- .*?^-->|^```.*?^```[ \t]*$|^#{1,4} .*?$", re.M | re.S)
 
 
@@ -362,17 +370,27 @@ def notes(source: str) -> list[Note]:
 
     Where a cell is right above it, it stands for the cell's titles.
     """
-    found = []
+    found: list[Note] = []
     for note in NOTE.finditer(source):
         last = None
         for mark in SCOPE.finditer(source, 0, note.start()):
             last = mark
         start = last.end() if last else 0
-        if last and last[0].startswith("```") and not source[start : note.start()].strip():
+        above = source[start : note.start()]
+        if last and last[0].startswith("```") and not above.strip():
             start = last.start()
+            above = _strings_only(source[start : note.start()])
+        elif last and found and last.start() == found[-1].at and not above.strip():  # a second note below the same
+            start, above = found[-1].start, found[-1].above
         lines = [line.strip() for line in note[2].splitlines() if line.strip()]
-        found.append(Note(note[1], source[start : note.start()], start, note.start(), lines))
+        found.append(Note(note[1], above, start, note.start(), lines))
     return found
+
+
+def _strings_only(code: str) -> str:
+    """The code as long as it is, with everything blanked but its strings, of which titles are made."""
+    kept = {k for m in STRING.finditer(code) for k in range(*m.span())}
+    return "".join(c if k in kept else " " for k, c in enumerate(code))
 
 
 def flat(text: str) -> str:
