@@ -249,8 +249,8 @@ def test_what_holds_for_our_models_only_is_fenced_and_listed():
         "Heads look back",
     ]
     assert "doesn't stand above it" in stale(fenced.replace("'Heads look back'", "'They do'"), places())[0]
-    (line,) = (line for line in ours("05") if "The previous-token head comes first" in line)
-    assert line.startswith("05_induction.md:")
+    (line,) = (line for line in ours("09") if "That is the simpler rule" in line)
+    assert line.startswith("09_ioi.md:")
 
 
 def test_a_note_is_taken_out_of_the_text():
