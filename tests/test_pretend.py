@@ -4,6 +4,7 @@ It is registered with torch once for all, so each case runs in one process of it
 """
 
 import json
+import os
 import subprocess
 import sys
 
@@ -16,7 +17,6 @@ import numpy as np, torch
 import torch.nn.functional as F
 import nnsight
 from nnsight.intervention import serialization
-from utils.models import load
 from utils import pretend
 
 pretend.start()
@@ -66,8 +66,10 @@ ALLOWED = {
     "packing what needs a gradient": "unpacked(x.clone().requires_grad_() * 2).requires_grad",
     "packing integers": "unpacked(ids).dtype == torch.int64",
     "packing a part with its whole": "len(serialization.dumps(torch.zeros(9, 999, device=D)[0])) > 4 * 9 * 999",
-    "a loaded model": "torch.allclose(load('attn1l').to(D)(ids[None]).cpu(), load('attn1l')(ids[None].cpu()))",
 }
+if "WORKBOOK_FULL" in os.environ:  # importing transformer_lens takes three times as long as all else here
+    BEFORE += "from utils.models import load\n"
+    ALLOWED["a loaded model"] = "torch.allclose(load('attn1l').to(D)(ids[None]).cpu(), load('attn1l')(ids[None].cpu()))"
 RUN = """
 import json, sys
 said = {}

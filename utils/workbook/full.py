@@ -39,8 +39,9 @@ PARTS = {
         "tests/test_training.py",
         "tests/test_sae_training.py",
     ],
-    "what the libraries give, in more cases": [
+    "more cases of unit tests": [
         *PYTEST,
+        "tests/test_pretend.py",
         "tests/test_tokenization.py",
         "tests/test_sampling.py",
         "tests/test_ioi.py",
