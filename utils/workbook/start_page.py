@@ -200,9 +200,9 @@ def page(chapters: Path = CHAPTERS, work: Path = WORK, base_url: str = "/", docs
         return f'href="{escape(to)}" data-open="{escape(row.file)}"' + (f' data-at="{escape(at)}"' if at else "")
 
     parts = [
-        '<div class="wb"><header><h1>Look inside language models</h1>',
+        '<div class="wb"><div><h1>Look inside language models</h1>',
         f"<p>You write short functions in {len(found)} notebooks; a check says at once that one is right, or names the "
-        "mistake. All models are small and come along, and every number is measured on this machine.</p></header>",
+        "mistake. All models are small and come along, and every number is measured on this machine.</p></div>",
     ]
     if fault:
         parts.append(f'<p class="fault" role="alert">{escape(fault)}</p>')
