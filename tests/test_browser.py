@@ -4,6 +4,7 @@ Needs Debian's chromium (or Chrome); skipped with a reason where there is none. 
 to keep pictures in, light and dark: `WORKBOOK_SCREENSHOTS=docs` makes those of the README.
 """
 
+import dis
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from types import CodeType
 
 import nbformat
 import pytest
@@ -394,9 +396,7 @@ FULL = pytest.mark.skipif(not os.environ.get("WORKBOOK_FULL"), reason="in make t
 def test_a_slider_moved_by_hand_draws_its_figure_anew(lab, page, number):
     url, work = lab
     notebook = read_notebook(next(SOLUTIONS.glob(f"{number}_*.ipynb")))
-    code = [c for c in notebook.cells if c.cell_type == "code" and not c.id.startswith("check-")]
-    last = next(i for i, c in enumerate(code) if "show.sliders(" in c.source)
-    notebook.cells = [nbformat.v4.new_code_cell(c.source, id=c.id) for c in code[: last + 1]]
+    notebook.cells = [nbformat.v4.new_code_cell(code) for code in what_the_sliders_need(code_cells(notebook))]
     file = f"sliders-{number}.ipynb"
     nbformat.write(notebook, work / file)
     page.goto(url.replace("/lab?", f"/lab/tree/{file}?reset&"))
@@ -420,6 +420,32 @@ def test_a_slider_moved_by_hand_draws_its_figure_anew(lab, page, number):
                 wear(page, theme)
                 page.screenshot(path=Path(folder) / f"slider-{number}-{theme}.png")
     assert handles.count() > 0
+
+
+def what_the_sliders_need(cells):
+    """The code of the last cell with sliders, and of those above it that it builds on."""
+    codes = [c.source for c in cells if not c.id.startswith("check-")]
+    last = max(i for i, code in enumerate(codes) if "show.sliders(" in code)
+    needed, kept = uses(codes[last])[0], [codes[last]]
+    for code in codes[last - 1 :: -1]:
+        taken, made = uses(code)
+        if made & needed or "import *" in code:
+            kept.insert(0, code)
+            needed = (needed - made) | taken
+    return kept
+
+
+def uses(source):
+    """The names that a cell takes from cells above it, and those that it makes."""
+    taken, made, todo = set(), set(), [compile(source, "", "exec")]
+    for code in todo:  # the cell, then the functions in it
+        for step in dis.get_instructions(code):
+            if step.opname == "STORE_NAME" and code is todo[0]:
+                made.add(step.argval)
+            elif step.opname in ("LOAD_NAME", "LOAD_GLOBAL", "DELETE_NAME") and step.argval not in made:
+                taken.add(step.argval)
+        todo += [x for x in code.co_consts if isinstance(x, CodeType)]
+    return taken, made
 
 
 CHANGED = """([part, before]) => {
