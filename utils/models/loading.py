@@ -196,7 +196,7 @@ def load(name: str = "lm", processed: bool = True, cls: type[HookedTransformer] 
     """A model in transformer_lens, ready to evaluate, with gradients of weights switched off.
 
     Args:
-        name: `lm`, `attn2l` or `attn1l` (see `PROFILES`).
+        name: `lm`, `attn2l` or `attn1l` (see `utils/models/registry.py`).
         processed: fold LayerNorm into the next weights and centre what writes to the residual stream and the
             unembedding: same log-probabilities, simpler algebra. Attention-only models have nothing to fold.
         cls: `HookedTransformer`, or a subclass such as sae_lens's `HookedSAETransformer`.
