@@ -191,6 +191,21 @@ def sample_top_p(
     return ids.gather(dim=-1, index=place).squeeze(-1)
 
 
+def sample_min_p(
+    logits: Float[Tensor, "batch d_vocab"], min_p: float
+) -> Int[Tensor, "batch"]:
+    """Draw from the tokens that are at least `min_p` times as likely as the row's
+    likeliest, in proportion to their probabilities (Nguyen et al. 2024).
+
+    Raises:
+        ValueError: `min_p` is not in [0, 1], or a row of logits is all minus infinity.
+    """
+    require(0 <= min_p <= 1, f"min_p is {min_p}: it must lie in [0, 1]")
+    probs = logits.softmax(dim=-1)
+    too_low = probs < min_p * probs.max(dim=-1, keepdim=True).values
+    return sample_basic(logits.masked_fill(too_low, -math.inf))
+
+
 def sample_next_token(
     input_ids: Int[Tensor, "batch pos"],
     logits: Float[Tensor, "batch d_vocab"],
@@ -460,6 +475,29 @@ def beam_search(
             return finished
     # What still runs at the end counts as well.
     return sorted(finished + beams.ranked(), reverse=True)[:num_beams]
+
+
+def trap_for_beams(
+    num_beams: int,
+) -> tuple[Float[Tensor, "first"], Float[Tensor, "first second"]]:
+    """Texts of two tokens, of which beam search misses the likeliest by far.
+
+    Returns:
+        first: the probability of each first token.
+        second: row i, the probabilities of the second token after the first token i.
+            The likeliest text is at least twice as likely as the likeliest that
+            `num_beams` beams find, whatever they keep where tokens tie.
+
+    Raises:
+        ValueError: there is no beam.
+    """
+    require(num_beams >= 1, f"num_beams is {num_beams}: it must be at least 1")
+    # As many tempting first tokens as beams, and one that is a little less likely...
+    first = torch.tensor([1.0] * num_beams + [0.9])
+    # ... but has one certain continuation, where theirs are spread over ten.
+    second = torch.full((num_beams + 1, 10), 0.1)
+    second[-1] = torch.eye(10)[0]
+    return first / first.sum(), second
 
 
 # ---------------------------------------------------------------- texts in, texts out

@@ -9,12 +9,13 @@ from torch import nn
 
 from utils import kv_cache as kv
 from utils import sampling as sp
+from utils import speculation
 from utils import transformer as tf
 from utils.checks.compare import difference
 from utils.checks.engine import Chapter
 from utils.checks.models import noise, small_demo
 
-chapter = Chapter(sp, kv)
+chapter = Chapter(sp, kv, speculation)
 exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
 numbers = partial(noise, on="cpu")
@@ -61,6 +62,92 @@ def same_frequencies(got, want, *args):
 # Two rows with probabilities from 4 % to 45 %, in no order.
 PROBS = torch.tensor([[0.10, 0.04, 0.30, 0.06, 0.45, 0.05], [0.25, 0.20, 0.06, 0.14, 0.05, 0.30]])
 LOGITS = PROBS.log() + 1.5
+
+
+# ---------------------------------------------------------------- trap_for_beams
+
+
+def use_trap(fn, num_beams):
+    """What beam search makes of it; where tokens tie, the worse for whoever set the trap."""
+    first, second = fn(num_beams)
+    if first.ndim != 1 or second.ndim != 2 or len(second) != len(first):
+        return {"a row of `second` for each first token": False}
+    rows = [first, *second]
+    if not all(bool((row >= 0).all()) and abs(float(row.sum()) - 1) < 1e-4 for row in rows):
+        return {"probabilities add up to 1": False}
+    best = first * second.amax(-1)
+    border = first.sort(descending=True).values[:num_beams][-1]
+    found = float(best[first >= border - 1e-6].max())
+    return {
+        "the likeliest text begins with a token that no beam keeps": bool(first[best.argmax()] < border - 1e-6),
+        "nor where tokens tie": bool(first[best.argmax()] != border),
+        "it is twice as likely as what the beams find": bool(best.max() >= 2 * found * (1 - 1e-6)),
+    }
+
+
+def same_trap(got, want, *args):
+    if not isinstance(got, dict) or not isinstance(want, dict):
+        return difference(got, want)
+    return None if got == want else next((f"not so: {what}" for what, holds in got.items() if not holds), "too good")
+
+
+trap_for_beams = exercise(sp.trap_for_beams, use=use_trap, same=same_trap)
+
+
+@trap_for_beams.cases
+def _():
+    for num_beams in (1, 2, 4, 16):
+        yield (num_beams,)
+
+
+@trap_for_beams.refused
+def _():
+    yield (0,)
+    yield (-2,)
+
+
+def trap(num_beams, last=0.9, flat=10, tempting=None, normalized=True):
+    if num_beams < 1:
+        raise ValueError("there is no beam")
+    first = torch.tensor([1.0] * (tempting or num_beams) + [last])
+    second = torch.full((len(first), flat), 1 / flat)
+    second[-1] = torch.eye(flat)[0]
+    return (first / first.sum() if normalized else first), second
+
+
+@trap_for_beams.mistake("beam search finds your likeliest text: its first token is among the likeliest first tokens")
+def _(num_beams):
+    return trap(num_beams, last=1.5)
+
+
+@trap_for_beams.mistake("the first token of the likeliest text ties with others: make it clearly less likely")
+def _(num_beams):
+    return trap(num_beams, last=1.0)
+
+
+@trap_for_beams.mistake("the likeliest text is less than twice as likely: spread the others' continuations thinner")
+def _(num_beams):
+    return trap(num_beams, flat=2)
+
+
+@trap_for_beams.mistake("probabilities must add up to 1, those of the first token and each row of the second")
+def _(num_beams):
+    return trap(num_beams, normalized=False)
+
+
+@trap_for_beams.mistake("your trap has room for two beams whatever num_beams is: it needs more first tokens than beams")
+def _(num_beams):
+    return trap(num_beams, tempting=2)
+
+
+@trap_for_beams.right
+def _(num_beams):
+    if num_beams < 1:
+        raise ValueError("there is no beam")
+    weights = 1 / torch.arange(10, 12 + num_beams)
+    second = torch.eye(64)[torch.zeros(len(weights), dtype=torch.long)]
+    second[:num_beams] = 1 / 64
+    return weights / weights.sum(), second
 
 
 # ---------------------------------------------------------------- entropy
@@ -395,6 +482,79 @@ def _(logits, top_p, min_tokens_to_keep=1):
             kept[(logits == row).all(-1), token] = row[token]
             total, n = total + probs[token].item(), n + 1
     return torch.distributions.Categorical(logits=kept).sample()
+
+
+# ---------------------------------------------------------------- sample_min_p
+
+sample_min_p = exercise(sp.sample_min_p, use=use_sampler, same=same_frequencies)
+
+
+@sample_min_p.cases
+def _():
+    for min_p in (0.0, 0.1, 0.3, 0.5, 0.9, 1.0):
+        yield LOGITS, min_p
+    yield LOGITS.masked_fill(torch.tensor([[0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]]).bool(), -math.inf), 0.25
+
+
+@sample_min_p.refused
+def _():
+    for min_p in (-0.1, 1.1, math.nan):
+        yield LOGITS, min_p
+    yield torch.full((2, 6), -math.inf), 0.5
+
+
+def _kept(logits, kept):
+    return sp.sample_basic(logits.masked_fill(~kept, -math.inf))
+
+
+@sample_min_p.mistake("you kept the tokens with a probability of at least min_p: it is min_p times the best one's")
+def _(logits, min_p):
+    probs = logits.softmax(-1)
+    return _kept(logits, (probs >= min_p) | (probs == probs.amax(-1, keepdim=True)))
+
+
+@sample_min_p.mistake("you compared with the best token of the whole batch: each row has its own")
+def _(logits, min_p):
+    probs = logits.softmax(-1)
+    return _kept(logits, (probs >= min_p * probs.max()) | (probs == probs.amax(-1, keepdim=True)))
+
+
+@sample_min_p.mistake(
+    "you kept the fewest tokens that add up to min_p: that is top-p, here the best one is the measure"
+)
+def _(logits, min_p):
+    return nucleus(logits, min_p, 1)
+
+
+@sample_min_p.mistake("you dropped what is likely: keep the tokens *above* the border")
+def _(logits, min_p):
+    probs = logits.softmax(-1)
+    return _kept(logits, (probs < min_p * probs.amax(-1, keepdim=True)) | (probs == probs.amin(-1, keepdim=True)))
+
+
+@sample_min_p.mistake("what is left is drawn evenly: draw in proportion to the probabilities")
+def _(logits, min_p):
+    probs = logits.softmax(-1)
+    return torch.multinomial((probs >= min_p * probs.amax(-1, keepdim=True)).float(), 1)[:, 0]
+
+
+@sample_min_p.mistake("you compared logits: min_p is a share of the best one's probability")
+def _(logits, min_p):
+    return _kept(logits, logits >= min_p * logits.amax(-1, keepdim=True))
+
+
+@sample_min_p.mistake("you ignored min_p: all tokens can still come up")
+def _(logits, min_p):
+    return sp.sample_basic(logits)
+
+
+@sample_min_p.right
+def _(logits, min_p):
+    sp.require_logits(logits)
+    if not 0 <= min_p <= 1:
+        raise ValueError("min_p must lie in [0, 1]")
+    border = logits.amax(-1, keepdim=True) + (math.log(min_p) if min_p else -math.inf)
+    return torch.distributions.Categorical(logits=logits.where(logits >= border - 1e-6, -math.inf)).sample()
 
 
 # ---------------------------------------------------------------- sample_next_token

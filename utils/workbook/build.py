@@ -201,8 +201,8 @@ def build_chapter(path: Path, solved: bool) -> nbformat.NotebookNode:
     return notebook
 
 
-# A closing table → the calls that it repeats.
-TABLES = {"guesses": ("expect", "grade"), "findings": ("claim", "identity")}
+# What closes a chapter → the calls that it repeats.
+TABLES = {"guesses()": ("expect(", "grade("), "findings()": ("claim(", "identity("), "check()": ("= check(",)}
 
 
 def with_outputs(new: nbformat.NotebookNode, old: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -211,12 +211,12 @@ def with_outputs(new: nbformat.NotebookNode, old: nbformat.NotebookNode) -> nbfo
     recorded = {c.id: c for c in old.cells if c.cell_type == "code"}
 
     def said(notebook, names):
-        return [c.source for c in notebook.cells if c.cell_type == "code" and any(f"{n}(" in c.source for n in names)]
+        return [c.source for c in notebook.cells if c.cell_type == "code" and any(n in c.source for n in names)]
 
     stale = {table for table, names in TABLES.items() if said(new, names) != said(old, names)}
     for cell in new.cells:
         before = recorded.get(cell.id)
-        if before and before.source == cell.source and not any(f"{table}(" in cell.source for table in stale):
+        if before and before.source == cell.source and not any(table in cell.source for table in stale):
             cell.outputs, cell.execution_count = before.outputs, before.execution_count
     return new
 
