@@ -427,7 +427,8 @@ def resample_advanced(
     resample_scale times the mean length of the living latents' columns (1 if none is
     alive). An instance that rebuilds the batch without error keeps its latents.
 
-    Source: "Towards Monosemanticity", appendix "Autoencoder Resampling".
+    Source: "Towards Monosemanticity", appendix "Autoencoder Resampling"; there v is the
+    unit vector of h itself, and resample_scale is 0.2.
     """
     dead = dead_latents(frac_active_in_window)
     h = sae.generate_batch(batch_size)
