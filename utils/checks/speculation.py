@@ -51,7 +51,7 @@ accept_drafted = exercise(speculation.accept_drafted, use=use_drafted, same=same
 def _():
     yield TARGET.expand(2, -1, -1), DRAFT.expand(2, -1, -1), torch.tensor([[1, 0, 0], [0, 2, 1]])
     yield TARGET[None, :2], DRAFT[None, :1], torch.tensor([[0]])
-    yield torch.stack([TARGET[1:], TARGET[:3]]), torch.stack([DRAFT[1:], DRAFT[:2]]), torch.tensor([[3, 0], [1, 2]])
+    yield torch.stack([TARGET[1:], TARGET[:3]]), torch.stack([DRAFT[1:], DRAFT[:2]]), torch.tensor([[3, 0], [0, 3]])
     yield TARGET[None, 3:], DRAFT[None, :0], torch.zeros(1, 0, dtype=torch.long)
 
 
