@@ -18,6 +18,12 @@ from sae_lens import (
     StandardSAEConfig,
 )
 from sae_lens.saes.sae import SAEMetadata
+from sae_lens.saes.transcoder import (
+    JumpReLUSkipTranscoder,
+    JumpReLUSkipTranscoderConfig,
+    JumpReLUTranscoder,
+    JumpReLUTranscoderConfig,
+)
 from torch import Tensor
 from transformer_lens import HookedTransformerConfig
 
@@ -75,6 +81,27 @@ def lm_store(sae, tokens: Tensor, size: int = 2) -> ActivationsStore:
             model=lm_model(), sae=sae, dataset=Dataset.from_dict({"input_ids": tokens.tolist()}), streaming=False,
             context_size=tokens.shape[1], store_batch_size_prompts=size,
         )  # fmt: skip
+
+
+@cache
+def lm_transcoder(layer: int = 1, skip: bool = False, **metadata) -> JumpReLUTranscoder:
+    """An untrained transcoder of a layer of `lm_model`, biases, thresholds and skip connection at work; its rows are
+    not centred, its latent 3 is dead. `metadata` says other places than its own.
+    """
+    generator = torch.Generator().manual_seed(10 + layer + 5 * skip)
+    own = {"hook_name": f"blocks.{layer}.ln2.hook_normalized", "hook_name_out": f"blocks.{layer}.hook_mlp_out"}
+    kind = (JumpReLUSkipTranscoder, JumpReLUSkipTranscoderConfig) if skip else (
+        JumpReLUTranscoder, JumpReLUTranscoderConfig
+    )  # fmt: skip
+    about = SAEMetadata(**(own | {"model_name": "small"} | metadata))
+    made = kind[0](kind[1](d_in=12, d_out=12, d_sae=18 + layer, apply_b_dec_to_input=False, metadata=about))
+    scales = {"W_enc": 0.4, "W_dec": 0.4, "b_enc": 0.3, "b_dec": 0.3, "W_skip": 0.2}
+    for name, scale in scales.items():
+        if (parameter := getattr(made, name, None)) is not None:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * scale + 0.1
+    made.threshold.data = torch.rand(18 + layer, generator=generator) - 0.3
+    made.b_enc.data[3] = -100
+    return made.eval().requires_grad_(False)
 
 
 # ---------------------------------------------------------------- where all sizes differ

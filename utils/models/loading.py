@@ -33,6 +33,8 @@ from utils.models.files import WEIGHTS, DamagedWeightsError, read_json, shipped,
 from utils.models.registry import Entry, entry, profile, sae_entry
 from utils.runtime import device
 
+# The transcoders' folders, layer after layer.
+TRANSCODERS = ("pico-transcoder-0-skip", "pico-transcoder-1", "pico-transcoder-2", "pico-transcoder-3")
 TOKENIZER = "pico-gpt"  # the folder whose tokenizer all shipped models share
 
 
@@ -367,6 +369,29 @@ def load_sae(place: str, layer: int):
             else:
                 sae = SAE.from_pretrained(place, sae_id.format(layer=layer), device=str(device()))
     return sae.to(device()).eval().requires_grad_(False)
+
+
+def load_transcoder(layer: int):
+    """A trained transcoder of an MLP of `load("lm")`, as sae_lens's `JumpReLUTranscoder`; that of layer 0 has a skip
+    connection (`JumpReLUSkipTranscoder`).
+
+    It belongs to the processed model (LayerNorm folded, writers centred), which `load` gives by default: it reads
+    `blocks.LAYER.ln2.hook_normalized` and makes `blocks.LAYER.hook_mlp_out`.
+
+    Raises:
+        ValueError: no transcoder for this layer, or the profile is `hub`.
+        DamagedWeightsError: a file's checksum differs; nothing is loaded.
+    """
+    from sae_lens import SAE
+
+    if profile() != "embedded":
+        raise ValueError("sae_lens knows no transcoders of gpt2-small: set WORKBOOK_MODELS=embedded")
+    if layer not in range(len(TRANSCODERS)):
+        known = ", ".join(map(str, range(len(TRANSCODERS))))
+        raise ValueError(f"no transcoder for layer {layer}: choose one of {known}")
+    path = WEIGHTS.resolve() / TRANSCODERS[layer]
+    verified(path / "cfg.json", path / "sae_weights.safetensors", root=WEIGHTS.resolve())
+    return SAE.load_from_disk(path).to(device()).eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

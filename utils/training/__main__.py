@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 from utils.training import processes
-from utils.training.config import CONFIGS, SAE_RUNS, Config, SAERun
+from utils.training.config import CONFIGS, SAE_RUNS, TRANSCODER_RUNS, Config, SAERun, TranscoderRun
 from utils.world.tokens import save_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ TOKENIZER = WEIGHTS / "pico-gpt"
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 if all went well."""
     parser = argparse.ArgumentParser(prog="python -m utils.training", description=__doc__)
-    everything = CONFIGS | SAE_RUNS
+    everything = CONFIGS | SAE_RUNS | TRANSCODER_RUNS
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train one model, or all; goes on where a killed run stopped")
     train.add_argument("model", nargs="?", help=f"one of {', '.join(everything)} (default: all)")
@@ -56,34 +56,35 @@ def _tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
 
 
-def _train(configs: list[Config | SAERun], chosen: argparse.Namespace) -> int:
+def _train(configs: list[Config | SAERun | TranscoderRun], chosen: argparse.Namespace) -> int:
     from utils.training.loop import Run, forget
     from utils.training.saes import train as train_sae
+    from utils.training.transcoders import train as train_transcoder
 
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     for each in configs:
         if chosen.fresh:
             forget(RUNS / each.name)
-        if isinstance(each, SAERun):
-            # An autoencoder takes minutes: one that was killed begins anew, one that is finished is not trained again.
+        if isinstance(each, SAERun | TranscoderRun):
+            # It takes minutes: one that was killed begins anew, one that is finished is not trained again.
             if not (RUNS / each.name).exists():
-                train_sae(each, RUNS)
+                (train_sae if isinstance(each, SAERun) else train_transcoder)(each, RUNS)
         else:
             Run(each, _tokenizer(), RUNS / each.name, compiled=chosen.compile).train()
-        # The autoencoders read the model that is shipped.
+        # Autoencoders and transcoders read the model that is shipped.
         if processes.first():
             _export([each], chosen)
         processes.wait()
     return 0
 
 
-def _export(configs: list[Config | SAERun], chosen: argparse.Namespace) -> int:
+def _export(configs: list[Config | SAERun | TranscoderRun], chosen: argparse.Namespace) -> int:
     from utils.models.files import write_manifest
     from utils.training.export import export
 
     for each in configs:
-        if isinstance(each, SAERun):
+        if isinstance(each, SAERun | TranscoderRun):
             shutil.copytree(RUNS / each.name, WEIGHTS / each.name, dirs_exist_ok=True)
             for path in (WEIGHTS / each.name).iterdir():
                 path.chmod(0o644)
@@ -100,14 +101,14 @@ def _smoke(configs: list[Config], chosen: argparse.Namespace) -> int:
     return 0 if all([run_smoke(each) for each in configs]) else 1
 
 
-def _report(configs: list[Config | SAERun], chosen: argparse.Namespace) -> int:
+def _report(configs: list[Config | SAERun | TranscoderRun], chosen: argparse.Namespace) -> int:
     from utils.models.files import write_manifest
-    from utils.training.report import report
-    from utils.training.sae_report import report as sae_report
+    from utils.training import report, sae_report, transcoder_report
 
+    by_kind = {Config: report.report, SAERun: sae_report.report, TranscoderRun: transcoder_report.report}
     reached = []
     for each in configs:
-        reached.append((sae_report if isinstance(each, SAERun) else report)(each))
+        reached.append(by_kind[type(each)](each))
         write_manifest(folder=each.name)
     return 0 if all(reached) else 1
 
