@@ -256,7 +256,7 @@ def test_a_path_with_another_models_name_in_it_changes_nothing(copy_of_weights, 
 # ---- What is shipped. ----
 def test_every_shipped_file_is_in_the_manifest_and_all_are_small():
     everything = [p for p in models.WEIGHTS.rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in everything) < 60e6
+    assert sum(p.stat().st_size for p in everything) < 85e6
     read = [p for p in everything if p.suffix in (".safetensors", ".json") and p.name != "manifest.json"]
     assert len(read) >= 40
     models.verified(*read)

@@ -1049,6 +1049,7 @@ def _():
     yield PROMPT, 4, 5, 6, 1, False
     yield PROMPT, 2, 30, None, None, True
     yield PROMPT, 3, 6, 11, None, True  # enough have ended, and a running one is better
+    yield torch.tensor([13, 16, 10]), 3, 3, 3  # one has ended, and as many as before must go on
     yield PROMPT, 1, 4
     yield PROMPT, 17, 1
     first = int(small_demo(1)(PROMPT[None])[0, -1].argmax())

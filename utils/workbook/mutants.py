@@ -164,6 +164,11 @@ def _commutes(task: Task, m: Mutant) -> bool:
     return m.rule == "swapped arguments" and of_two is not None
 
 
+def _same_eigenvalues(task: Task, m: Mutant) -> bool:
+    line = inspect.getsource(task.exercise.solution).splitlines()[m.line - 1]
+    return m.rule == "swapped arguments" and "linalg.eigvals(" in line and " @ " in m.change
+
+
 def _own(task: Task, m: Mutant) -> bool:
     """In place on a value that is no parameter: what is given is looked at by the check."""
     target = re.search(r" → (\w+) ([-+*/|&]|//)= ", m.change)
@@ -230,6 +235,7 @@ EQUAL: dict[str, Callable[[Task, Mutant], bool]] = {
         _dropped(m, "strict") or m.change.startswith("strict=:")
     ),
     "min, max and transpose take their two in either order": _commutes,
+    "A @ B and B @ A have the same eigenvalues, zeros aside": _same_eigenvalues,
     "changed in place is the function's own value": _own,
     "changed in place is what the task lets it change": _may_change,
     "another type of the same value, which every comparison leaves free": lambda task, m: (
