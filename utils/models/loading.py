@@ -15,12 +15,7 @@ from zipfile import BadZipFile
 
 import torch
 from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import (
-    LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -80,7 +75,7 @@ def _outside(name: str, source: str) -> Iterator[None]:
                 else f"delete it from {constants.HF_HUB_CACHE} and load it again"
             )
             raise DamagedWeightsError(f"{name}: a file of {source} is damaged ({reason}): {mend}") from problem
-        if any(isinstance(link, MISSING_ON_HUB) and not isinstance(link, LocalEntryNotFoundError) for link in chain):
+        if any(isinstance(link, MISSING_ON_HUB) for link in chain):
             raise ValueError(f"{name}: the hub has no such model or file, {source}: mend the profile") from problem
         if not isinstance(problem, (OSError, ValueError)):
             raise
