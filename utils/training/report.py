@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -36,6 +37,22 @@ def figure(about: str, value: float, bar: float | None = None, at_most: bool = F
         "reached": reached,
         "control": control,
     }
+
+
+def write_report(settings, figures: list[dict], details: dict, card: Callable, root: Path) -> bool:
+    """Write `measured.json` and the card of an autoencoder or a transcoder, print its table; True if all bars reached.
+
+    Args:
+        settings: of today; the card states those with which the shipped weights were trained.
+        card: (settings, measured, what is known of the training) → the card's text.
+    """
+    folder = root / settings.name
+    described = json.loads((folder / "cfg.json").read_text())["metadata"]["training"]
+    trained = type(settings)(**described["settings"])
+    measured = rounded({"model": settings.name, "figures": figures, "details": details})
+    (folder / "measured.json").write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
+    (folder / "README.md").write_text(card(trained, measured, described))
+    return print_figures(settings.name, measured["figures"])
 
 
 def print_figures(name: str, figures: list[dict]) -> bool:

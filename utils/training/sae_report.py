@@ -1,6 +1,5 @@
 """Measure a shipped autoencoder on held-out text, write `measured.json` beside its weights and its card from it."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from utils.models import load, load_sae, load_tokenizer
 from utils.models.files import WEIGHTS
 from utils.saes import best_units, by_document, labelled_rows, precision_and_recall, probe_scores, sae_metrics
 from utils.training.config import SAERun
-from utils.training.report import LICENCE, figure, figure_rows, print_figures, rounded
+from utils.training.report import LICENCE, figure, figure_rows, write_report
 from utils.world import LABELS, sample
 
 MEASURE_SEED = 40_000  # no training of a model or an autoencoder uses it
@@ -163,11 +162,4 @@ def report(settings: SAERun, root: Path = WEIGHTS) -> bool:
     Raises:
         DamagedWeightsError: the shipped weights are not what the manifest says.
     """
-    folder = root / settings.name
-    figures, details = measure(settings)
-    described = json.loads((folder / "cfg.json").read_text())["metadata"]["training"]
-    trained = SAERun(**described["settings"])
-    measured = rounded({"model": settings.name, "figures": figures, "details": details})
-    (folder / "measured.json").write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
-    (folder / "README.md").write_text(card(trained, measured, described))
-    return print_figures(settings.name, measured["figures"])
+    return write_report(settings, *measure(settings), card, root)

@@ -1,6 +1,5 @@
 """Measure a shipped transcoder on held-out text, write `measured.json` beside its weights and its card from it."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from utils.models.files import WEIGHTS
 from utils.saes import labelled_rows, next_token_losses
 from utils.training.config import CONFIGS, TranscoderRun
 from utils.training.data import repeated_rows
-from utils.training.report import LICENCE, figure, figure_rows, print_figures, rounded
+from utils.training.report import LICENCE, figure, figure_rows, write_report
 from utils.transcoders import jacobian_agreement, places, tasks_right, transcoder_hooks, transcoder_metrics
 from utils.world import sample
 
@@ -114,11 +113,4 @@ def report(settings: TranscoderRun, root: Path = WEIGHTS) -> bool:
     Raises:
         DamagedWeightsError: the shipped weights are not what the manifest says.
     """
-    folder = root / settings.name
-    figures, details = measure(settings)
-    described = json.loads((folder / "cfg.json").read_text())["metadata"]["training"]
-    trained = TranscoderRun(**described["settings"])
-    measured = rounded({"model": settings.name, "figures": figures, "details": details})
-    (folder / "measured.json").write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
-    (folder / "README.md").write_text(card(trained, measured, described))
-    return print_figures(settings.name, measured["figures"])
+    return write_report(settings, *measure(settings), card, root)
