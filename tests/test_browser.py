@@ -382,6 +382,20 @@ def test_run_all_chosen_at_once_runs_every_cell_in_one_kernel(lab, page, seconds
     assert page.evaluate(KERNELS) == before + 1
 
 
+# What five tabs ask the server for when they open one notebook at the same moment: how many kernels they are given.
+FIVE_TABS = """async ([path, token]) => {
+  const headers = { Authorization: `token ${token}` };
+  const body = JSON.stringify({ path, name: path, type: "notebook", kernel: { name: "python3" } });
+  const ask = () => fetch("/api/sessions", { method: "POST", headers, body }).then(answer => answer.json());
+  return new Set((await Promise.all([1, 2, 3, 4, 5].map(ask))).map(session => session.kernel.id)).size;
+}"""
+
+
+def test_tabs_that_open_a_notebook_at_the_same_moment_share_its_kernel(lab, page):
+    url, _ = lab
+    assert page.evaluate(FIVE_TABS, ["five-tabs.ipynb", url.partition("token=")[2]]) == 1
+
+
 PROMPTS = """wanted => {
   const shown = [...document.querySelectorAll(".jp-Notebook .jp-InputPrompt")].map(prompt => prompt.textContent);
   return JSON.stringify(shown) === JSON.stringify(wanted);

@@ -72,6 +72,7 @@ def lab(port: str | None = None, browser: bool = True) -> None:
         # There are no language servers here, and to look for them takes time at each start; sources are not edited.
         "ServerApp.jpserver_extensions": "{'utils.workbook.server': True, 'jupyter_lsp': False, 'jupytext': False}",
         "LabApp.extra_labextensions_path": SETTINGS / "labextensions",
+        "ServerApp.session_manager_class": "utils.workbook.server.OneKernelEach",
         "ServerApp.root_dir": WORK,
         "FileContentsManager.root_dir": WORK,
         "FileContentsManager.preferred_dir": WORK,

@@ -1,5 +1,7 @@
-"""The lab's server part: the start page and the exercises' states at each request, and a calm last line."""
+"""The lab's server part: the start page, the exercises' states, one kernel a notebook, and a calm last line."""
 
+import asyncio
+import collections
 import contextlib
 import json
 import logging
@@ -8,6 +10,7 @@ import sys
 
 import tornado.web
 from jupyter_server.base.handlers import APIHandler
+from jupyter_server.services.sessions.sessionmanager import SessionManager
 
 from utils.checks.progress import WORK
 from utils.workbook import ROOT
@@ -45,6 +48,20 @@ class Document(APIHandler):
             raise tornado.web.HTTPError(404)
         self.set_header("Content-Type", "text/markdown; charset=utf-8")
         self.finish(path.read_text(encoding="utf-8"))
+
+
+class OneKernelEach(SessionManager):
+    """Two tabs that open one notebook at the same moment get one kernel: the second waits for the first one's."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.starting = collections.defaultdict(asyncio.Lock)
+
+    async def create_session(self, path=None, *args, **kwargs):
+        async with self.starting[path]:
+            if await self.session_exists(path=path):
+                return await self.get_session(path=path)
+            return await super().create_session(path, *args, **kwargs)
 
 
 class OneLine(logging.Filter):
