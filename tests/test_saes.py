@@ -316,18 +316,6 @@ def test_precision_and_recall_are_those_of_the_f1():
     assert precision[2] > 0.7 and recall[2] < 0.5
 
 
-def test_probe_finds_what_no_unit_holds_alone():
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randn(2000, 30, generator=generator)
-    labels = x @ torch.randn(30, 3, generator=generator) > 3
-    logits = saes.probe_scores(x, labels)
-    assert not logits.requires_grad
-    assert saes.best_units(logits, labels)[1].min() > 0.9 > 0.7 > saes.best_units(x, labels)[1].max()
-    # On the half that it has not seen, a probe of labels that mean nothing knows nothing.
-    noise = torch.rand(2000, 3, generator=generator) < 0.3
-    assert saes.best_units(saes.probe_scores(x, noise), noise)[1].max() < 0.6
-
-
 def test_documents_are_parted_and_judged_one_by_one(tokenizer):
     tokens, truth = saes.labelled_rows(sample(60, 4), tokenizer, 128)
     kinds = [i for i, label in enumerate(LABELS) if label.startswith("kind:")]

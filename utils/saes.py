@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from sae_lens import SAE, ActivationsStore, HookedSAETransformer
 from torch import Tensor
-from torch.nn import functional as F
 
 from utils.world import LABELS, Document, token_labels
 
@@ -28,7 +27,6 @@ __all__ = [
     "layer_of",
     "next_token_losses",
     "precision_and_recall",
-    "probe_scores",
     "token_batches",
     "unit_thresholds",
 ]
@@ -469,44 +467,6 @@ def precision_and_recall(
     fires = own[half:] >= thresholds.gather(0, scores.argmax(dim=0)[None])
     hits = (fires & labels[half:]).sum(0)
     return hits / fires.sum(0).clamp_min(1), hits / labels[half:].sum(0).clamp_min(1)
-
-
-def probe_scores(
-    x: Float[Tensor, "token d"],
-    labels: Bool[Tensor, "token label"],
-    iterations: int = 30,
-) -> Float[Tensor, "token label"]:
-    """What a linear probe says of each label on each token: logits of a logistic
-    regression, fitted with the labels.
-
-    It sees the labels of the first half of the tokens only. To score it, hand its
-    logits to `best_units`.
-    """
-    half = len(x) // 2
-    x = (x - x[:half].mean(0)) / x[:half].std(0).clamp_min(1e-6)
-    truth = labels[:half].to(x.dtype)
-    weight = torch.zeros(
-        x.shape[1], labels.shape[1], device=x.device, requires_grad=True
-    )
-    bias = torch.zeros(labels.shape[1], device=x.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=iterations, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = (
-            F.binary_cross_entropy_with_logits(
-                x[:half] @ weight + bias, truth, reduction="sum"
-            )
-            / half
-        )
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(closure)
-    return (x @ weight + bias).detach()
 
 
 def by_document(

@@ -12,11 +12,11 @@ from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor
 from transformer_lens.hook_points import HookedRootModule
 
-from utils import sae_causes, saes
+from utils import probes, sae_causes, saes
 from utils.checks.engine import Chapter
 from utils.checks.sae_models import lm_model, lm_sae, lm_store, lm_tokens
 
-chapter = Chapter(saes, sae_causes)
+chapter = Chapter(saes, probes, sae_causes)
 exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
 

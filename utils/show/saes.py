@@ -206,6 +206,24 @@ def plot_cover(history: dict[str, list[float]]) -> go.Figure:
     return figure
 
 
+def plot_k_sparse(read: dict[str, dict[int, tuple[float, float, float]]], whole: float) -> go.Figure:
+    """Share of labels read by k units together, with 95 % intervals, a line for each kind; `whole`: all the stream."""
+    figure = go.Figure()
+    for kind, by_k in read.items():
+        share, low, high = show.to_numpy([list(ends) for ends in zip(*by_k.values(), strict=True)])
+        bars = dict(type="data", symmetric=False, array=high - share, arrayminus=share - low)
+        figure.add_scatter(x=[str(k) for k in by_k], y=share, error_y=bars, mode="lines+markers", name=kind)
+    figure.add_hline(y=whole, line_dash="dot", annotation_text="a probe of the whole stream")
+    most = max(read["latents"])
+    figure.update_layout(
+        title=f"{most} latents read {read['latents'][most][0]:.0%} of the labels, the whole stream {whole:.0%}",
+        xaxis_title="units that a probe may read (k)",
+        yaxis_title="share of labels with F1 of at least 0.8", height=420,
+    )  # fmt: skip
+    figure.update_yaxes(range=[-0.03, 1])
+    return figure
+
+
 def plot_scores(
     f1: Float[Tensor, " latent"],
     detection: Float[Tensor, " latent"],

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from utils.models import load, load_sae, load_tokenizer
 from utils.models.files import WEIGHTS
-from utils.saes import best_units, by_document, labelled_rows, precision_and_recall, probe_scores, sae_metrics
+from utils.probes import probe_scores
+from utils.saes import best_units, by_document, labelled_rows, precision_and_recall, sae_metrics
 from utils.training.config import SAERun
 from utils.training.report import LICENCE, figure, figure_rows, write_report
 from utils.world import LABELS, sample

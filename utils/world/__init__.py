@@ -14,7 +14,7 @@ from utils.world.lexicon import ADJECTIVES, COUNTRIES, NAMES, NOUNS, VERBS
 from utils.world.prompts import FACTS, IOI_TEMPLATES, IOIPrompt, country, fact_prompts, ioi_prompts
 from utils.world.tasks import LAYOUTS, TASKS, Task, task_prompt, task_prompts
 from utils.world.templates import FORWARD, HELD_OUT_WORDING
-from utils.world.tokens import LABELS, bos_id, encode, repeated_tokens, rows, token_labels, train_tokenizer
+from utils.world.tokens import LABELS, WORD_LABELS, bos_id, encode, repeated_tokens, rows, token_labels, train_tokenizer
 
 __all__ = [
     "ADJECTIVES",
@@ -28,6 +28,7 @@ __all__ = [
     "IOI_TEMPLATES",
     "KINDS",
     "LABELS",
+    "WORD_LABELS",
     "LAYOUTS",
     "NAMES",
     "NOUNS",

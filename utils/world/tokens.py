@@ -16,9 +16,11 @@ from utils.world.tasks import LAYOUTS, TASKS, WORDS
 END = "<|endoftext|>"
 VOCABULARY_SIZE = 3584
 
+# Labels of single words, by what stands in a template's slot.
+WORD_LABELS: frozenset[str] = frozenset(label for labels in SLOT_LABELS.values() for label in labels)
 # Every label that a span can carry, in a fixed order: the columns of `token_labels`.
 LABELS: list[str] = sorted(
-    {label for labels in SLOT_LABELS.values() for label in labels}
+    WORD_LABELS
     | {f"kind:{kind}" for kind in KINDS}
     | {f"task:{task}" for task in TASKS}
     | {f"layout:{layout}" for layout in LAYOUTS}
