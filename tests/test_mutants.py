@@ -7,6 +7,8 @@ import pytest
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens import ActivationCache, HookedTransformer
+from transformer_lens.hook_points import HookPoint
 
 from utils.workbook import draws, mutants, mutation
 
@@ -80,6 +82,39 @@ def test_equal_is_what_agrees_on_drawn_inputs(name):
     assert draws.equal(fn, scaled) is same
 
 
+def at_the_end(model: HookedTransformer, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch d_vocab"]:
+    return model(tokens)[:, -1]
+
+
+def patched(x: Float[Tensor, "batch seq d_model"], hook: HookPoint, cache: ActivationCache) -> Tensor:
+    return x + cache[hook.name].mean()
+
+
+WITH_MODELS = {
+    "the same": (at_the_end, lambda model, tokens: model(tokens)[:, [-1]][:, 0], True),
+    "at the beginning": (at_the_end, lambda model, tokens: model(tokens)[:, 0], False),
+    "the first text's": (at_the_end, lambda model, tokens: model(tokens[:1])[:, -1], False),
+    "a patch, the same": (patched, lambda x, hook, cache: cache[hook.name].mean() + x, True),
+    "a patch of another layer": (patched, lambda x, hook, cache: x + cache["resid_pre", 0].mean(), False),
+}
+
+
+@pytest.mark.parametrize("name", WITH_MODELS)
+def test_models_and_caches_are_drawn_too(name):
+    solution, fn, same = WITH_MODELS[name]
+    assert draws.equal(fn, solution) is same
+
+
+def test_new_reasons_leave_what_was_rejected(tmp_path, monkeypatch):
+    monkeypatch.setattr(mutants, "RESULTS", tmp_path)
+    task = next(t for t in mutants.tasks("01") if t.target.endswith("merge_pair"))
+    for number, state in enumerate(("rejected", "equal", "accepted")):
+        mutants._write(task, mutants.Judged(number, "rule", 1, "change", state, "says", 0.0))
+    assert [*mutants.kept(task)] == [0, 1, 2]
+    monkeypatch.setattr(mutants, "OF_SURVIVORS", ("draws.py",))
+    assert [*mutants.kept(task)] == [0]
+
+
 def test_dimensions_of_one_name_have_one_size():
     def rows(x: Float[Tensor, "a b"], y: Int[Tensor, "b-1 a"], names: list[str], n: int | None = None): ...
 
@@ -103,7 +138,7 @@ def test_results_are_kept_until_a_file_changes(tmp_path, monkeypatch):
     mutants._write(task, judged)
     task.file.write_text(task.file.read_text() + '{"half a li')
     assert mutants.kept(task) == {0: judged}
-    monkeypatch.setattr(mutants, "digest", lambda task: "another")
+    monkeypatch.setattr(mutants, "digest", lambda task, state: "another")
     assert mutants.kept(task) == {}
 
 

@@ -35,6 +35,8 @@ def factored(got, want, *args):
     """Compare matrices in factors; they may be factored otherwise, but must not be multiplied out."""
     if not isinstance(got, FactoredMatrix):
         return f"returned {type(got).__name__}, expected a FactoredMatrix: d_vocab × d_vocab numbers are too many"
+    if got.A.shape[-1] > 2 * want.A.shape[-1]:
+        return f"its factors are not thin: they meet in {got.A.shape[-1]} dimensions, where {want.A.shape[-1]} do"
     return difference(got.AB, want.AB)
 
 
@@ -498,6 +500,8 @@ attn_score_stds = exercise(com.attn_score_stds)
 def _():
     yield (noise(3, 4, 7, 7),)
     yield (noise(2, 5, 6, 6, seed=1) + 3 * noise(2, 5, 6, 1, seed=2),)
+    yield (noise(4, 4, 3, 3, seed=3),)
+    yield (noise(2, 3, 2, 2, seed=4),)
 
 
 @attn_score_stds.mistake("you took all queries and keys at once: what a whole row shares is lost in the softmax")

@@ -568,7 +568,8 @@ calculate_fn_vectors_and_intervene = exercise(fv.calculate_fn_vectors_and_interv
 @calculate_fn_vectors_and_intervene.cases
 def _():
     yield small_model(), few_shot(5)
-    yield small_model(), (some := few_shot(4, 6)), (2,), some.create_corrupted_dataset(seed=5)
+    yield small_model(), (some := few_shot(4, 6)), (2,), some.create_corrupted_dataset(labels=["hot", "wet"])
+    yield small_model(), few_shot(2), []
 
 
 def _effects(
@@ -652,7 +653,7 @@ causal_effects_one_trace = exercise(fv.causal_effects_one_trace, atol=1e-8)
 
 @causal_effects_one_trace.cases
 def _():
-    yield small_model(), few_shot(5), [1]
+    yield small_model(), few_shot(5)
     yield small_model(), few_shot(4, 6), [2, 0]
     yield small_model(), few_shot(4), [0], few_shot(4).create_corrupted_dataset(labels=["hot", "wet"])
 
@@ -782,7 +783,7 @@ resumable_sweep = exercise(fv.resumable_sweep, use=_use_sweep)
 @resumable_sweep.cases
 def _():
     heads = [(0, 1), (0, 0), (2, 3), (1, 4)]
-    numbers = {head: 0.125 + i * 0.3 for i, head in enumerate(heads)}
+    numbers = {head: i * 0.3 for i, head in enumerate(heads)}  # 0 is a number too
     yield heads, numbers, 2, 0
     yield heads, numbers, 3, 4
     yield heads[:2], numbers, 0, 0

@@ -673,6 +673,7 @@ def _():
     yield x, [("hook_pre", doubled), ("hook_post", plus_one)]
     yield x, [(is_hidden, doubled)]
     yield x, [(is_hidden, squared)]
+    yield x, [(is_hidden, plus_one)]
     yield x, [(everywhere, doubled)]
     yield x, []
     yield x, [("hook_post", doubled), ("hook_pre", broken)]

@@ -76,9 +76,8 @@ def _abc_fault(old, new) -> str:
     return "right"
 
 
-def _use_dataset(cls, n, seed):
-    drawn = ioi.IOIDataset.sample(toy_tokenizer(), n, 0, seed)
-    data = cls(toy_tokenizer(), TEMPLATE, drawn.fillings)
+def _use_dataset(cls, fillings, seed):
+    data = cls(toy_tokenizer(), TEMPLATE, fillings)
     flipped = data.flipped()
     seen = {"flipped texts": flipped.texts, "flipped answers": flipped.answers, "flipped positions": flipped.positions}
     abc = data.abc(seed)
@@ -92,8 +91,8 @@ IOIDataset = exercise(ioi.IOIDataset, use=_use_dataset)
 
 @IOIDataset.cases
 def _():
-    yield (5, 0)
-    yield (12, 3)
+    for n, seed in ((5, 0), (12, 3)):
+        yield ioi.IOIDataset.sample(toy_tokenizer(), n, 0, seed).fillings, seed
 
 
 def _dataset_with(**methods):
@@ -194,7 +193,7 @@ def _():
 @logits_to_ave_logit_diff.refused
 def _():
     logits = torch.randn(3, 5, 11, generator=torch.Generator().manual_seed(0))
-    for shape in ((2, 2), (3, 3), (3, 1)):
+    for shape in ((2, 2), (1, 2), (3, 3), (3, 1)):
         yield logits, torch.ones(shape, dtype=torch.long)
 
 
@@ -264,6 +263,8 @@ def _():
     yield stack, clean_cache, _directions()
     heads = noise(3, 5, BATCH, 20, seed=2)
     yield heads, clean_cache, _directions()
+    without_mean = small_gpt(norm="RMS").run_with_cache(clean)[1]
+    yield heads, without_mean, _directions()  # this norm takes off no mean
 
 
 @residual_stack_to_logit_diff.mistake("the final LayerNorm is missing: divide by its scale at the last position")
@@ -327,6 +328,8 @@ def _():
     answers = torch.tensor([[1, 2], [10, 4], [8, 0]])
     yield logits, answers, 3.0, -1.0
     yield logits, answers, 2.5, 0.5
+    yield logits, answers, -5.0, -9.0  # beyond the clean run
+    yield logits, answers, 9.0, 5.0  # behind the corrupted one
 
 
 @ioi_metric.refused

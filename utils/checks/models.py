@@ -167,7 +167,9 @@ def small_hf(tokenizer: PreTrainedTokenizerFast, n_layers: int, n_heads: int, d_
     torch.manual_seed(0)
     sizes = dict(n_layer=n_layers, n_head=n_heads, n_embd=n_heads * d_head, n_positions=64, vocab_size=len(tokenizer))
     ids = dict(bos_token_id=0, eos_token_id=None, pad_token_id=0)
-    return with_biases(GPT2LMHeadModel(GPT2Config(**sizes, **ids, initializer_range=0.25)), 0.1).to(device())
+    model = with_biases(GPT2LMHeadModel(GPT2Config(**sizes, **ids, initializer_range=0.25)), 0.1).to(device())
+    model.generation_config.do_sample = True  # as many a model that is downloaded: who wants greedy text says so
+    return model
 
 
 CFG = Config(d_model=12, n_layers=2, n_heads=3, d_head=5, d_mlp=20, d_vocab=17, n_ctx=14)

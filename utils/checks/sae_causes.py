@@ -7,6 +7,7 @@ import torch
 from transformer_lens.hook_points import HookPoint
 
 from utils import ioi, sae_causes, saes
+from utils.checks.models import small_gpt
 from utils.checks.sae_models import (
     BATCH,
     D_SAE,
@@ -130,6 +131,7 @@ def _():
     for layer, latent, sae in (
         (1, 1, small_sae()),
         (1, 7, small_sae()),
+        (1, 0, small_sae()),
         (2, 4, small_sae("blocks.2.attn.hook_z", "standard")),
     ):
         _, v, pattern = sae_causes.attention_of_top_examples(small_acts()[..., latent], small_runs()[1], layer, 3)
@@ -285,6 +287,8 @@ def small_directions() -> torch.Tensor:
 @latent_logit_attribution.cases
 def _():
     yield small_acts()[:, -1], small_directions(), small_runs()[1], small_answers()
+    without_mean = small_gpt(norm="RMS").run_with_cache(small_runs()[0])[1]  # this norm takes off no mean
+    yield small_acts()[:, -1], small_directions(), without_mean, small_answers()
 
 
 def _attributed(acts, directions, cache, answers, scale_at=-1, centre=True):
@@ -346,7 +350,9 @@ def _(latent_logit_attribution):
 @latent_logit_attribution.right
 def _(acts, directions, cache, logit_diff_directions):
     written = acts[..., None] * directions
-    written = (written - written.mean(dim=-1, keepdim=True)) / cache["ln_final.hook_scale"][:, -1:]
+    if not cache.model.cfg.normalization_type.startswith("RMS"):
+        written = written - written.mean(dim=-1, keepdim=True)
+    written = written / cache["ln_final.hook_scale"][:, -1:]
     return (written * logit_diff_directions[:, None]).sum(dim=-1)
 
 
@@ -545,6 +551,7 @@ def _():
     yield small_model(), small_sae(), tokens, LATENTS, small_metric, 4
     yield small_model(), small_sae(), tokens, LATENTS[:3], small_metric
     yield small_model(), small_sae("blocks.1.hook_resid_pre"), tokens, LATENTS[:3], small_metric, SEQ - 1
+    yield small_model(), small_sae(), tokens, LATENTS[:2], small_metric, 0
 
 
 @ablation_sweep.mistake("the sign is turned: an effect is the metric before minus the metric after")
@@ -615,6 +622,7 @@ def _():
     yield small_model(), small_sae(), tokens, LATENTS, small_metric, 4
     yield small_model(), small_sae(), tokens, LATENTS, small_metric, -1, 4
     yield small_model(), small_sae(), tokens, LATENTS, small_metric, -2
+    yield small_model(), small_sae(), tokens, LATENTS[:2], small_metric, 0
     yield small_model(), small_sae("blocks.0.attn.hook_z"), tokens, LATENTS, small_metric, 2
     yield linear_model(), small_sae("blocks.0.attn.hook_z"), tokens, LATENTS, small_metric, SEQ - 1
     yield small_model(), small_sae("blocks.1.hook_resid_pre"), tokens, LATENTS, small_metric, 4
@@ -799,6 +807,7 @@ attribution_patching = exercise(sae_causes.attribution_patching, use=_use_model)
 def _():
     yield small_model(), small_sae(), small_runs()[0], small_metric, 4
     yield small_model(), small_sae("blocks.1.hook_resid_pre"), small_runs()[0], small_metric
+    yield small_model(), small_sae(), small_runs()[0], small_metric, 0
 
 
 def _product(model, sae, tokens, metric):

@@ -149,6 +149,7 @@ def _():
     yield lm_model(), lm_sae(), lm_tokens(8)
     yield lm_model(), lm_sae("attn.hook_z", 0), lm_tokens(5, 6, seed=1)
     yield lm_model(), lm_sae(), lm_tokens(8)[:, 1:]  # rows without <|endoftext|>: ValueError
+    yield lm_model(), lm_sae(layer=7), lm_tokens(8)  # the model has no such layer: ValueError
 
 
 def _metrics(model, sae, tokens, bos=False, centre=True, b_dec=True, **changed):
@@ -244,8 +245,8 @@ def _(sae_metrics):
 @sae_metrics.right
 def _(model, sae, tokens):
     name = sae.cfg.metadata.hook_name
-    if not (tokens[:, 0] == model.tokenizer.bos_token_id).all():
-        raise ValueError("rows must begin with <|endoftext|>")
+    if name not in model.hook_dict or not (tokens[:, 0] == model.tokenizer.bos_token_id).all():
+        raise ValueError("the model has no such activation, or rows don't begin with <|endoftext|>")
     x = _activation(model, sae, tokens)
     keep = tokens != 0
     loss = {"loss_clean": model(tokens, return_type="loss").item()}
@@ -596,6 +597,7 @@ def _():
     yield lm_model(), lm_sae(), 5
     yield lm_model(), lm_sae("attn.hook_z", 1), 2
     yield lm_model(), lm_sae("attn.hook_z", 0), 11
+    yield lm_model(), lm_sae(), 0
 
 
 def _into_stream(model, sae, direction, pattern="(head d_head) -> head d_head"):
@@ -757,6 +759,7 @@ def _():
     yield _units(80)
     yield *_units(121, seed=5), 3
     yield _noise(61, 12, seed=8), _units(61, seed=9)[1], 5
+    yield torch.tensor([[1.0], [1.0], [0.0], [0.0]]), torch.tensor([[True], [True], [False], [False]]), 1
 
 
 def _choose(values, labels, n, chosen_on, scored_on, measure=None, level=None):
@@ -1181,6 +1184,7 @@ def _():
     yield (acts > 0).float(), acts
     yield -2 * acts + _noise(4, 12, seed=3), acts
     yield torch.full((4, 12), 0.7), acts
+    yield torch.zeros(4, 12), acts
     yield acts, torch.zeros(4, 12)
     yield torch.zeros(4, 12), torch.full((4, 12), 0.5)
 

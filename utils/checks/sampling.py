@@ -13,7 +13,7 @@ from utils import speculation
 from utils import transformer as tf
 from utils.checks.compare import difference
 from utils.checks.engine import Chapter
-from utils.checks.models import noise, small_demo
+from utils.checks.models import noise, random_demo, small_demo
 
 chapter = Chapter(sp, kv, speculation)
 exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
@@ -338,6 +338,7 @@ def _():
     yield LOGITS, 3
     yield LOGITS, 1
     yield LOGITS, 6
+    yield torch.tensor([[1.0, 2.0, 1.0, 0.0, 1.0, -1.0], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]), 2  # ties with the k-th
 
 
 @sample_top_k.refused
@@ -390,9 +391,8 @@ def _(logits, k):
     sp.require_logits(logits)
     if k not in range(1, logits.shape[-1] + 1):
         raise ValueError("k must be a whole number from 1 to d_vocab")
-    values, ids = logits.topk(k, dim=-1)
-    place = torch.distributions.Categorical(logits=values).sample()
-    return ids.gather(-1, place[:, None])[:, 0]
+    least = logits.sort(dim=-1, descending=True).values[:, k - 1 : k]
+    return torch.distributions.Categorical(probs=logits.softmax(-1) * (logits >= least)).sample()
 
 
 # ---------------------------------------------------------------- sample_top_p
@@ -407,6 +407,7 @@ def _():
     yield LOGITS, 0.2, 3
     yield LOGITS, 0.2, 6
     yield LOGITS, 1.0, 1
+    yield torch.tensor([[2.0, 1.0, 1.0]]).log(), 0.5, 1  # the first alone adds up to top_p
 
 
 @sample_top_p.refused
@@ -576,10 +577,12 @@ def _():
     yield IDS, LOGITS, {"temperature": 2.0, "frequency_penalty": 0.7}
     yield IDS, LOGITS, {"temperature": 2.0, "top_k": 3}
     yield IDS, LOGITS, {"temperature": 2.0, "top_p": 0.6}
+    yield IDS, LOGITS, {"frequency_penalty": -1.0}
 
 
 @sample_next_token.refused
 def _():
+    yield IDS, LOGITS, {"temperature": -0.5}
     yield IDS, LOGITS, {"temperature": -1.0}
     yield IDS, LOGITS, {"temperature": math.inf}
     yield IDS, LOGITS, {"top_k": 2, "top_p": 0.5}
@@ -687,6 +690,7 @@ def _():
     yield torch.tensor([[1, 3], [2, 2], [0, 1]]), 5, 4
     yield torch.tensor([[1, 2], [2, 1]]), 5, 1
     yield torch.tensor([[1, 3]]), 40, None
+    yield torch.tensor([[3, 3], [1, 3]]), 5, 0  # 0 is a token like any other
 
 
 def loop(model, tokens, n, eos=None, logits=None, keep=True, stop="all", limit=True, **kwargs):
@@ -1055,6 +1059,7 @@ def _():
     first = int(small_demo(1)(PROMPT[None])[0, -1].argmax())
     for num_beams in (1, 2, 3):
         yield PROMPT, num_beams, 3, first  # the best candidate ends at once
+    yield PROMPT, 17, 3, 0  # every token is among the candidates, and 0 ends a text
 
 
 @beam_search.refused
@@ -1095,8 +1100,11 @@ def search(
     n_max = min(n_max, model.cfg.n_ctx) if limit else n_max
     beams, finished = sp.Beams(model, prompt[None], torch.zeros(1)), []
     for _ in range(n_max - len(prompt)):
-        beams, new = beams.generate(num_beams + 1, ban).filter(num_beams, eos)
+        going_on, new = beams.generate(num_beams + 1, ban).filter(num_beams, eos)
         finished = sorted(finished + new, reverse=True)[:num_beams]
+        if not len(going_on.tokens):
+            return finished or beams.ranked()
+        beams = going_on
         if stop == "first" and finished:
             break
         if len(finished) == num_beams and finished[-1][0] >= beams.logprob_sums[0] and stop is True:
@@ -1155,6 +1163,18 @@ def _(beam_search):
     sums = tf.get_log_probs(model(texts), texts)[:, 1:].sum(-1)
     score, text = beam_search(model, PROMPT, 17, 2)[0]
     return list(text) == texts[sums.argmax()].tolist() and abs(score - sums.max().item()) < 1e-3
+
+
+@beam_search.law("where the ban leaves no token at all, what was found before comes back, best first")
+def _(beam_search):
+    model = random_demo(tf.Config(d_model=8, n_layers=1, n_heads=2, d_head=4, d_mlp=12, d_vocab=4, n_ctx=14))
+    prompt = torch.tensor([1, 3])
+    pairs = [
+        (beam_search(model, prompt, beams, 9, eos, 1), sp.beam_search(model, prompt, beams, 9, eos, 1))
+        for beams in (1, 2, 3)
+        for eos in (None, 0, 2)
+    ]
+    return all(difference([(s, list(t)) for s, t in got], want) is None for got, want in pairs)
 
 
 @beam_search.right

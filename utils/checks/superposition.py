@@ -185,6 +185,8 @@ def sampled(generate, probability, batch_size):
         "mean square": batch.pow(2).mean(0),
         "on together with the next feature": (on * on.roll(-1, -1)).mean(0),
         "product with the next feature": (batch * batch.roll(-1, -1)).mean(0),
+        "on together with the next model's": (on * on.roll(-1, -2)).mean(0),
+        "product with the next model's": (batch * batch.roll(-1, -2)).mean(0),
         "differs from row to row": bool((batch[1:] != batch[:-1]).any()) if len(batch) > 1 else None,
     }
     return seen
@@ -1047,6 +1049,7 @@ def _():
     yield VALUES, 30.0, 2
     yield torch.full((5,), 0.7), 6.0, 2
     yield VALUES, 3.0, 3
+    yield torch.tensor([0.99, 1.0, 0.98, 0.97]), 3.0, 2  # nearly alike, and still the winners take all
     yield VALUES, 1.8, 4
     yield VALUES, 10.0, 6
     yield torch.tensor([1.0, 0.0, 0.5, 0.7]), 10.0, 2
@@ -1057,6 +1060,8 @@ def _():
     yield VALUES * torch.tensor([1, -1, 1, -1, 1, 1]), 1.8, 3
     yield 100 * VALUES, 6.0, 2
     yield torch.tensor([1.0, 0.0, 0.5, 0.7]), 10.0, 3
+    yield torch.tensor([1.0, 0.0, 0.5]), 10.0, 3  # room for all, also for what is worth nothing
+    yield torch.ones(4), 6.0, 2
 
 
 @allocate_capacity.step("room for all, or a kurtosis up to 3")
@@ -1140,6 +1145,14 @@ def _(allocate):
     others = others[(others <= 1).all(1)]
     fits = abs(float(best.sum()) - 3) < 1e-2 and bool((best >= 0).all() and (best <= 1).all())
     return fits and all(cost(best) <= cost(other) + 1e-4 for other in others)
+
+
+@allocate_capacity.law(
+    "values that are all 0 need nothing: whatever they get is from 0 to 1 and at most d_hidden in all"
+)
+def _(allocate):
+    capacity = allocate(torch.zeros(3), 6.0, 2)
+    return bool(((capacity >= 0) & (capacity <= 1)).all()) and float(capacity.sum()) <= 2.001
 
 
 @allocate_capacity.right

@@ -332,6 +332,7 @@ def _():
     yield noise(4, on="cpu"), True
     yield noise(2, 3, seed=1, on="cpu"), False
     yield torch.tensor(1.5), True
+    yield noise(3, seed=2, on="cpu").requires_grad_(), True
 
 
 def leaf_of(x):

@@ -43,10 +43,15 @@ def forward_and_gradients(cls, changes, h) -> dict:
     """What a form's forward gives, and the gradients of its mean loss."""
     sae = sae_of(cls, h.shape[1], h.shape[2], **changes)
     out = forward_of(sae, h)
-    out["loss"].mean(0).sum().backward()
+    return out | {"gradients": gradients_of(sae, out["loss"])}
+
+
+def gradients_of(sae, loss) -> dict:
+    """Of the mean loss, with respect to each weight that is trained."""
+    if loss.requires_grad:
+        loss.mean(0).sum().backward()
     trained = {name: p for name, p in sae.named_parameters() if p.requires_grad}
-    none = {name: torch.zeros_like(p) for name, p in trained.items()}
-    return out | {"gradients": {name: none[name] if p.grad is None else p.grad for name, p in trained.items()}}
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in trained.items()}
 
 
 def with_methods(base, **methods):
@@ -77,6 +82,7 @@ def run_sae(cls, changes):
         "pre_activations": sae.pre_activations(h),
         "decode": sae.decode(acts),
         "forward": forward_of(sae, h),
+        "gradients of the loss": gradients_of(sae, sae(h)[1]),
     }
 
 
@@ -286,6 +292,14 @@ def _(match_latents):
     order = torch.tensor([3, 0, 4, 1, 2])
     index, cosine = match_latents(7 * W.T[order], W)
     return bool((order[index] == torch.arange(5)).all()) and torch.allclose(cosine, torch.ones(5))
+
+
+@match_latents.law("a zero vector has cosine 0 with everything, and no latent can be nearer to a feature that is 0")
+def _(match):
+    index, cosine = match(torch.tensor([[0.0, 0.0], [-1.0, -2.0]]), torch.tensor([[1.0, -3.0], [1.0, 0.0]]))
+    none = match(torch.tensor([[1.0, 2.0]]), torch.zeros(2, 1))[1]
+    best = torch.tensor([0.0, 5**-0.5])
+    return index.tolist() == [0, 1] and difference(cosine, best) is None and difference(none, torch.zeros(1)) is None
 
 
 @match_latents.right
@@ -808,6 +822,16 @@ def _(cls):
         sae.b_enc[:, 1] = -1e6
     acts = forward_of(sae, hidden(rows=30))["acts"]
     return bool((acts[..., 1] == 0).all() and (acts[..., 0] > 5).any())
+
+
+@gated.law("a gate that is exactly 0 is shut")
+def _(cls):
+    sae = sae_of(cls)
+    with torch.no_grad():
+        sae.b_mag.fill_(10)
+        sae.W_enc.zero_()
+        sae.b_enc.zero_()
+    return bool((forward_of(sae, hidden())["acts"] == 0).all())
 
 
 @gated.law("with both biases equal and r_mag 0 the activations must be those of a ToySAE")

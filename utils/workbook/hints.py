@@ -7,26 +7,17 @@ notebook with the last hints in place of the solutions.
 import ast
 import textwrap
 from collections.abc import Callable
-from functools import cache
 
 import nbformat
 
-from utils.checks.hints import read_gaps
-from utils.workbook import ROOT, SOURCE, WorkbookError, chapter_names
+from utils.checks.hints import read_gaps, read_todo
+from utils.workbook import ROOT, WorkbookError
 from utils.workbook.answers import defined
 from utils.workbook.build import read_notebook, solution_code, stub_code
-from utils.workbook.chapters import source_cells
 from utils.workbook.execute import run_pytest, solved_notebooks
 from utils.workbook.files import write_whole
 
 FOLDER = ROOT / ".cache" / "hints"
-
-
-@cache
-def markers(wanted: str | None = None) -> dict[str, list[str]]:
-    """Of every exercise of one chapter or of all: the methods of a class that its marker names."""
-    cells = [cell for name in chapter_names(wanted) for cell in source_cells(SOURCE / f"{name}.md")]
-    return {c.metadata["exercise"]: c.metadata.get("todo", "").split() for c in cells if c.metadata.get("exercise")}
 
 
 def filled(target: str) -> str:
@@ -58,7 +49,7 @@ def filled(target: str) -> str:
     body = textwrap.indent("\n".join(line.decode() for line in lines), "    ") + "\n"
     given = solution_code(target)
     if isinstance(ast.parse(given).body[0], ast.ClassDef):
-        return stub_code(given, markers()[target] or None) + body
+        return stub_code(given, read_todo(target) or None) + body
     head, _, _ = stub_code(given).rpartition("    raise NotImplementedError")
     return head + body
 

@@ -38,7 +38,7 @@ from utils.workbook.mutation import HELPERS, Mutant, mutants_of
 RESULTS = ROOT / ".cache" / "mutants"
 SHARE = 0.98  # of the mutants that are not equal must be rejected
 SECONDS = 2  # of processor time for one mutant, and three times what the solution takes
-DRAWING_SECONDS = 30  # for the inputs drawn to compare a survivor with its solution
+DRAWING_SECONDS = 60  # for the inputs drawn to compare a survivor with its solution
 CHUNK = 40  # mutants that one process judges
 SAMPLE = 20, 5  # in `make test`: of so many exercises so many mutants
 
@@ -129,7 +129,7 @@ def judge(task: Task, number: int, mutant: Mutant) -> Judged:
             return judged("equal", reason)
     agrees = None if isinstance(exercise.solution, type) else _agrees(fn, exercise.solution)
     if agrees:
-        return judged("equal", "agrees on 1,000 inputs drawn from the annotations")
+        return judged("equal", "agrees on 1,000 inputs drawn from the annotations, 100 where a model is run")
     return judged("accepted", "differs on a drawn input" if agrees is False else "no inputs can be drawn")
 
 
@@ -145,11 +145,12 @@ def _agrees(fn: Callable, solution: Callable) -> bool | None:
 def _carries_no_gradient(task: Task, mutant: Mutant) -> bool:
     cut = mutant.rule == "no_grad" or "_detached(" in mutant.change
     exercise = task.exercise
-    if not cut:
+    if not cut and not re.search(r"\.detach\(\) → (?!.*\.detach)", mutant.change):
         return False
-    if "gradients" in exercise.without:
+    if cut and "gradients" in exercise.without:
         return True
-    return all(not isinstance(exercise.gradients(exercise.solution, args)[0], list) for args in exercise.prepared())
+    fn = exercise.solution if cut else built(task, mutant)
+    return all(not isinstance(exercise.gradients(fn, args)[0], list) for args in exercise.prepared())
 
 
 def _dropped(m: Mutant, *keywords: str) -> bool:
@@ -182,9 +183,17 @@ def _may_change(task: Task, m: Mutant) -> bool:
 
 def _refused_below(task: Task, m: Mutant) -> bool:
     """A guard is gone, inputs of the check come to it, and what follows refuses them with the same exception."""
-    if m.rule not in ("condition", "dropped statement") or not m.change.endswith((" → False", " → pass")):
-        return False
-    return m.line in _guards_met(task)
+    return _weaker(m) and m.line in _guards_met(task)
+
+
+def _weaker(m: Mutant) -> bool:
+    """A guard is gone, or refuses less than before."""
+    before = m.change.partition(" → ")[0]
+    gone = m.rule in ("condition", "dropped statement") and m.change.endswith((" → False", " → pass"))
+    less = m.rule in ("condition", "dropped term") and " or " in before
+    never = m.rule == "swapped arguments" and before.startswith("require(")  # of the sentence, which is true
+    fewer = m.rule in ("early return", "first row only") and before.startswith("for ") and "require" in before
+    return gone or less or never or fewer
 
 
 @cache
@@ -200,7 +209,7 @@ def _guards_met(task: Task) -> set[int]:
                 raising.add(tb.tb_lineno - start + 1)
             tb = tb.tb_next
     tree = ast.parse(textwrap.dedent("".join(source)))
-    guards = [node for node in ast.walk(tree) if isinstance(node, ast.If | ast.Expr)]
+    guards = [node for node in ast.walk(tree) if isinstance(node, ast.If | ast.Expr | ast.For)]
     met = [node for node in guards if raising & {*range(node.lineno, node.end_lineno + 1)}]
     # The `if`, and the `raise` in it.
     return {line for node in met for line in (node.lineno, *(each.lineno for each in getattr(node, "body", ())))}
@@ -211,19 +220,6 @@ def _default_axis(task: Task, m: Mutant) -> bool:
     return _dropped(m, "dim") and re.search(
         r"\.topk\([^()]*(\(.*\))?[^()]*, dim=-1\)|cat\(.*dim=0\)|normalize\(.*dim=-1\)", m.change
     )
-
-
-# Conditions of the solutions under which something is left out that would add nothing: blocks from the last to the
-# last are none, a LayerNorm that isn't there is the identity, a bias of zeros adds zeros, a sum over one is that one.
-SPARES_WORK = re.compile(
-    r"layer \+ 1 < cfg\.n_layers|layer < n_layers - 1|tokens\.is_cuda|if has_bias else|not change\[pos\]\.any\(\)|"
-    r"if direct|normalization_type is None else block|finished\[-1\]\[0\] >= beams"
-)
-
-
-def _spares_work(task: Task, m: Mutant) -> bool:
-    lines = inspect.getsource(task.exercise.solution).splitlines()
-    return SPARES_WORK.search(lines[m.line - 1]) is not None
 
 
 OTHER_TYPE = re.compile(r"\.(tolist|item)\(\)$|^(int|float|bool|list|tuple|set)\(")
@@ -242,7 +238,9 @@ EQUAL: dict[str, Callable[[Task, Mutant], bool]] = {
         m.rule == "unwrapped" and OTHER_TYPE.search(m.change.partition(" → ")[0]) is not None
     ),
     "a cache, a filter of what is kept or an early stop changes the time, and no number": lambda task, m: (
-        "use_cache" in m.change or _dropped(m, "names_filter", "stop_at_layer", "return_type")
+        "use_cache" in m.change
+        or m.change.startswith("cache = KeyValueCache(")
+        or _dropped(m, "names_filter", "stop_at_layer", "return_type")
     ),
     "the same axis, counted from the front": lambda task, m: (
         m.rule == "axis" and re.search(r"(^|: )-(\d) → \2$", m.change) is not None
@@ -256,7 +254,6 @@ EQUAL: dict[str, Callable[[Task, Mutant], bool]] = {
         re.search(r"\b(heads_per_pass|at_once|batch_size is always)\b", m.change) is not None
     ),
     "what is skipped changes the time, and no number": lambda task, m: m.change in ("continue → pass", "break → pass"),
-    "a condition under which work that adds nothing is left out": _spares_work,
     "a blank line more in a file of numbers is read over": lambda task, m: "text.endswith(" in m.change,
     "an eps that only parts 0 from 0": lambda task, m: m.change == "eps=: 1e-12 → 2e-12",
     "the keys' bias adds the same to all scores of a query": lambda task, m: (
@@ -269,14 +266,19 @@ EQUAL: dict[str, Callable[[Task, Mutant], bool]] = {
 # ---------------------------------------------------------------- all of them
 
 
-def digest(task: Task) -> str:
+# What a survivor's verdict depends on beside the check: why it may be equal, and the inputs that are drawn for it.
+OF_SURVIVORS = ("mutants.py", "draws.py", "drawn_models.py")
+
+
+def digest(task: Task, state: str = "accepted") -> str:
     """Of what a mutant's verdict depends on: the solution's module, its checks, the engine, and the rules."""
     checks = Path(engine.__file__).parent
     names = {f"{m.rsplit('.', 1)[1]}.py" for m in (task.target.rsplit(".", 1)[0],)}
     shared = {"engine.py", "guards.py", "compare.py", "limits.py", "models.py", "sae_models.py", "proof.py"}
     files = [ROOT / f"{task.target.rsplit('.', 1)[0].replace('.', '/')}.py"]
     files += [checks / name for name in sorted(names | shared)]
-    files += [Path(__file__).with_name(name) for name in ("mutants.py", "mutation.py", "draws.py", "answers.py")]
+    own = ("mutation.py", "answers.py", *(OF_SURVIVORS if state != "rejected" else ()))
+    files += [Path(__file__).with_name(name) for name in own]
     found = hashlib.sha256(torch.__version__.encode() + repr(task).encode())
     for file in files:
         found.update(file.read_bytes())
@@ -284,18 +286,19 @@ def digest(task: Task) -> str:
 
 
 def kept(task: Task) -> dict[int, Judged]:
-    """What was judged before, for the same files."""
-    now, found = digest(task), {}
+    """What was judged before, for the same files; the last word on each."""
+    found = {}
     try:
         lines = task.file.read_text().splitlines()
     except OSError:
         return {}
+    now = {state: digest(task, state) for state in ("rejected", "equal", "accepted")}
     for line in lines:
         try:
             row = json.loads(line)
         except ValueError:
             continue  # a process was ended while it wrote
-        if row.pop("digest") == now:
+        if row.pop("digest") == now[row["state"]]:
             found[row["number"]] = Judged(**row)
     return found
 
@@ -380,7 +383,7 @@ def _judge_chunk(task: Task, numbers: Iterable[int]) -> None:
 
 
 def _write(task: Task, judged: Judged) -> None:
-    line = json.dumps({"digest": digest(task), **asdict(judged)}, ensure_ascii=False)
+    line = json.dumps({"digest": digest(task, judged.state), **asdict(judged)}, ensure_ascii=False)
     with open(task.file, "a", encoding="utf-8") as file:  # one write: several processes append to it
         file.write(line + "\n")
 
