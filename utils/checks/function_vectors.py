@@ -11,13 +11,14 @@ import einops
 import nnsight
 import torch
 
+from utils import causal_tracing
 from utils import function_vectors as fv
 from utils.checks.engine import Chapter
 from utils.checks.models import noise, small_hf, tokenizer_of
 from utils.runtime import device
 from utils.world.tasks import task_prompt
 
-chapter = Chapter(fv)
+chapter = Chapter(fv, causal_tracing)
 exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
 OPPOSITES = dict(hot="cold", big="small", good="bad", light="dark", fast="slow", wet="dry", old="new", full="empty")
