@@ -21,6 +21,7 @@ from torch import Tensor
 
 from utils import checks, kv_cache
 from utils.checks import engine, hints, progress, sampling
+from utils.checks import transformer as transformer_checks
 from utils.checks.compare import difference
 from utils.checks.engine import Chapter
 
@@ -855,3 +856,15 @@ def test_each_step_of_a_long_function_is_judged_by_itself(chapter):
     del exercise.steps["the shape"]
     assert exercise.verdict(at_first).says == "right so far: step 1, of nothing; the rest is not written yet"
     assert not any("so far" in line for line in exercise.verdict(lambda x: None).detail)
+
+
+def test_weights_of_an_answers_own_must_be_trainable():
+    """No input of the check needs a gradient there: that the result carries none is seen all the same."""
+    embed = transformer_checks.chapter.exercises["Embed"]
+
+    class Embed(embed.solution):
+        @torch.no_grad()
+        def forward(self, tokens):
+            return super().forward(tokens)
+
+    assert "carries no gradient" in embed.verdict(Embed).says

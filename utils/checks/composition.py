@@ -1,11 +1,12 @@
 """What chapter 05 asks of a learner's functions on weights, composition and paths."""
 
+import copy
 from functools import partial
 from types import SimpleNamespace
 
 import einops
 import torch
-from transformer_lens import ActivationCache, FactoredMatrix
+from transformer_lens import ActivationCache, FactoredMatrix, HookedTransformer
 from transformer_lens.utilities import get_act_name
 
 from utils import composition as com
@@ -40,7 +41,17 @@ def factored(got, want, *args):
     return difference(got.AB, want.AB)
 
 
+def needing_gradients() -> HookedTransformer:
+    """A copy of the small model whose weights are trained."""
+    return copy.deepcopy(small_attn()).requires_grad_(True)
+
+
 full_OV_circuit = exercise(com.full_OV_circuit, same=factored)
+
+
+@full_OV_circuit.law("where the model's weights need gradients, the circuit carries them: no detach, no no_grad")
+def _(circuit):
+    return circuit(needing_gradients(), [(1, 2)]).AB.requires_grad
 
 
 @full_OV_circuit.cases
@@ -546,6 +557,13 @@ def _(decomposed_scores):
 # ---- find_K_comp_full_circuit ----
 
 find_K_comp_full_circuit = exercise(com.find_K_comp_full_circuit, same=factored)
+
+
+@find_K_comp_full_circuit.law(
+    "where the model's weights need gradients, the circuit carries them: no detach, no no_grad"
+)
+def _(circuit):
+    return circuit(needing_gradients(), (0, 1), (1, 2)).AB.requires_grad
 
 
 @find_K_comp_full_circuit.cases

@@ -518,6 +518,8 @@ class _Judge:
             mine, _ = self._limited(exercise.gradients, self.fn, args)
             if isinstance(mine, str):
                 return f"where its input needs gradients, it {mine}"
+            if mine is None and not inputs:
+                return "your result carries no gradient, so nothing could be trained: no detach, numpy or no_grad here"
             for i, (name, at) in enumerate(inputs):
                 said = guards.another_gradient(mine[i] if mine else None, ours[i], at)
                 if said == "cut":
