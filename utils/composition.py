@@ -83,6 +83,27 @@ def copying_score(full_OV_circuit: FactoredMatrix) -> float:
     return (eigenvalues.real.sum() / eigenvalues.abs().sum()).item()
 
 
+def copying_by_direction(full_OV_circuit: FactoredMatrix) -> Float[Tensor, " d_head"]:
+    """The cosine between what each singular direction reads and what it writes, that of
+    the largest singular value first: 1 where it writes the tokens that it reads, 0
+    where it writes others.
+
+    The matrix is the sum of S[i] U[:, i] V[:, i]ᵀ: attending to the tokens of U[:, i]
+    raises the logits of V[:, i].
+
+    Raises:
+        ValueError: the matrix is not square: what is read and what is written can't be
+            compared.
+    """
+    if full_OV_circuit.ldim != full_OV_circuit.rdim:
+        raise ValueError(
+            "what is read and written must be the same tokens; this matrix is "
+            f"{list(full_OV_circuit.shape)}"
+        )
+    read, written = full_OV_circuit.U, full_OV_circuit.V
+    return (read * written).sum(dim=0)
+
+
 def pos_by_pos_pattern(
     model: HookedTransformer, head: Head
 ) -> Float[Tensor, "query key"]:

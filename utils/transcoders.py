@@ -22,7 +22,6 @@ from utils.world import encode, fact_prompts, ioi_prompts, sample, token_labels
 __all__ = [
     "answers_right",
     "check_transcoder",
-    "jacobian_agreement",
     "places",
     "tasks_right",
 ]

@@ -224,6 +224,89 @@ def _(full_OV_circuit):
     return (values.sum() / values.abs().sum()).real.item()
 
 
+# ---- copying_by_direction ----
+
+
+copying_by_direction = exercise(com.copying_by_direction)
+
+
+@copying_by_direction.cases
+def _():
+    yield (FactoredMatrix(noise(9, 4), noise(4, 9, seed=1)),)
+    yield (FactoredMatrix(noise(13, 3, seed=2), noise(3, 13, seed=3)),)
+    copying = noise(11, 5, seed=4)
+    yield (FactoredMatrix(copying, copying.T + 0.3 * noise(5, 11, seed=5)),)
+
+
+@copying_by_direction.refused
+def _():
+    yield (FactoredMatrix(noise(6, 3), noise(3, 7)),)
+
+
+def _directions(circuit, of=lambda U, S, V: (U * V).sum(0)):
+    if circuit.ldim != circuit.rdim:
+        raise ValueError("not square")
+    return of(circuit.U, circuit.S, circuit.V)
+
+
+DIRECTIONS = {
+    "each direction is weighted by its singular value: the cosine alone": lambda U, S, V: (U * S * V).sum(0),
+    "you took the mean over the tokens: U and V have length 1, so their product's sum is the cosine": lambda U, S, V: (
+        U * V
+    ).mean(0),
+    "you summed over the directions: one number for each of them, so sum over the tokens": lambda U, S, V: (U * V).sum(
+        1
+    ),
+    "the sign is lost: a direction that writes against what it reads is negative": lambda U, S, V: (U * V).sum(0).abs(),
+    "these are squares: the cosine has a sign": lambda U, S, V: (U * V).sum(0) ** 2,
+    "the smallest singular value comes first: the largest": lambda U, S, V: (U * V).sum(0).flip(0),
+    "you sorted the cosines: leave them in the order of the singular values": lambda U, S, V: (
+        (U * V).sum(0).sort(descending=True).values
+    ),
+    "this is one number for the whole matrix: one for each direction": lambda U, S, V: (U * S * V).sum() / S.sum(),
+    "you compared each direction with itself: what it reads is U, what it writes V": lambda U, S, V: (U * U).sum(0),
+    "these are all pairs of directions: each one's reading with its own writing": lambda U, S, V: U.T @ V,
+}
+for sentence, of in DIRECTIONS.items():
+    copying_by_direction.mistake(sentence)(partial(_directions, of=of))
+
+
+@copying_by_direction.mistake("these are the factors' columns and rows, no singular directions: take .U and .V")
+def _(circuit):
+    if circuit.ldim != circuit.rdim:
+        raise ValueError("not square")
+    return torch.nn.functional.cosine_similarity(circuit.A, circuit.B.T, dim=0)
+
+
+@copying_by_direction.mistake("these are eigenvalues: the cosine of .U and .V, column by column")
+def _(circuit):
+    if circuit.ldim != circuit.rdim:
+        raise ValueError("not square")
+    return torch.linalg.eigvals(circuit.B @ circuit.A).real
+
+
+@copying_by_direction.law("the cosines times the singular values must add up to the sum of the eigenvalues, the trace")
+def _(copying_by_direction):
+    circuit = FactoredMatrix(noise(9, 4, seed=6), noise(4, 9, seed=7))
+    total = (copying_by_direction(circuit) * circuit.S).sum()
+    return abs(total - (circuit.B @ circuit.A).trace()) < 1e-3
+
+
+@copying_by_direction.law("with its sign turned round a matrix must have the same cosines, negative")
+def _(copying_by_direction):
+    circuit = FactoredMatrix(noise(9, 4, seed=6), noise(4, 9, seed=7))
+    turned = copying_by_direction(FactoredMatrix(-circuit.A, circuit.B))
+    return torch.allclose(turned, -copying_by_direction(circuit), atol=1e-4)
+
+
+@copying_by_direction.right
+def _(circuit):
+    if circuit.ldim != circuit.rdim:
+        raise ValueError("not square")
+    U, _, Vh = torch.linalg.svd(circuit.A @ circuit.B, full_matrices=False)
+    return torch.stack([U[:, i] @ Vh[i] for i in range(circuit.mdim)])
+
+
 # ---- pos_by_pos_pattern ----
 
 pos_by_pos_pattern = exercise(com.pos_by_pos_pattern)

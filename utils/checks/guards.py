@@ -14,12 +14,11 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import nn
-from transformer_lens import FactoredMatrix
 
 from utils.runtime import seed_everything
 
@@ -74,7 +73,7 @@ class Memory:
         elif (
             hasattr(value, "__dict__") and f"{type(value).__module__}.".startswith(LOOKED_INTO) and not callable(value)
         ):
-            self._note_container(vars(value), root)
+            self._note_container(vars(value), root, _computed_once(type(value)))
 
     def _add(self, same: Callable[[], bool], sentence: str, root: str, restore: Callable[[], None]) -> None:
         self._checks.append(lambda: None if same() else sentence.format(root=root))
@@ -100,14 +99,17 @@ class Memory:
             self._add(lambda: value.requires_grad == needed, sentence, root, lambda: value.requires_grad_(needed))
             self._restores.append(lambda: setattr(value, "grad", grad))
 
-    def _note_container(self, value, root: str) -> None:
-        before = dict(value) if isinstance(value, dict) else list(value)
+    def _note_container(self, value, root: str, apart: Container[str] = ()) -> None:
+        def of(value):
+            return {k: v for k, v in value.items() if k not in apart} if isinstance(value, dict) else list(value)
+
+        before = of(value)
 
         def restore():
             value.clear()
             (value.extend if isinstance(value, list | deque) else value.update)(before)
 
-        self._add(lambda: _same_items(value, before), COPY, root, restore)
+        self._add(lambda: _same_items(of(value), before), COPY, root, restore)
         for item in before.values() if isinstance(before, dict) else before:
             self.note(item, root)
 
@@ -160,6 +162,16 @@ class Memory:
         with torch.no_grad():
             for restore in reversed(self._restores):
                 restore()
+
+
+def _computed_once(kind: type) -> set[str]:
+    """What an object keeps of its own accord when it is first asked for it: its keeping it is no change."""
+    return {
+        name
+        for base in kind.__mro__
+        for name, item in vars(base).items()
+        if isinstance(item, functools.cached_property)
+    }
 
 
 def _same_items(value, before, as_good: Callable | None = None) -> bool:
@@ -391,8 +403,6 @@ def tensors_in(value: object, depth: int = 4) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         if value.is_floating_point():
             yield value
-    elif isinstance(value, FactoredMatrix):
-        yield from (value.A, value.B)
     elif depth and isinstance(value, list | tuple):
         for item in value:
             yield from tensors_in(item, depth - 1)
