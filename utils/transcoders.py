@@ -22,6 +22,7 @@ from utils.world import encode, fact_prompts, ioi_prompts, sample, token_labels
 __all__ = [
     "answers_right",
     "check_transcoder",
+    "jacobian_agreement",
     "places",
     "tasks_right",
 ]

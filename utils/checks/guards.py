@@ -19,6 +19,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 import numpy as np
 import torch
 from torch import nn
+from transformer_lens import FactoredMatrix
 
 from utils.runtime import seed_everything
 
@@ -403,6 +404,8 @@ def tensors_in(value: object, depth: int = 4) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         if value.is_floating_point():
             yield value
+    elif isinstance(value, FactoredMatrix):
+        yield from (value.A, value.B)
     elif depth and isinstance(value, list | tuple):
         for item in value:
             yield from tensors_in(item, depth - 1)

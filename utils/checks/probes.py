@@ -25,7 +25,7 @@ def _():
     yield *_told_apart(60, 7, 3), 3
     yield *_told_apart(81, 9, 2, seed=1), 1
     values, truth = _told_apart(64, 6, 4, seed=2)
-    values[:, 2] = 1.0  # never changes
+    values[:, 2] = 0.0  # never active
     yield values, truth, 5
 
 

@@ -25,11 +25,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from utils.models.files import WEIGHTS, DamagedWeightsError, read_json, shipped, verified
-from utils.models.registry import Entry, entry, profile, sae_entry
+from utils.models.registry import Entry, current, entry, profile, sae_entry
 from utils.runtime import device
 
-# The transcoders' folders, layer after layer.
-TRANSCODERS = ("pico-transcoder-0-skip", "pico-transcoder-1", "pico-transcoder-2", "pico-transcoder-3")
 TOKENIZER = "pico-gpt"  # the folder whose tokenizer all shipped models share
 
 
@@ -374,17 +372,17 @@ def load_transcoder(layer: int):
     `blocks.LAYER.ln2.hook_normalized` and makes `blocks.LAYER.hook_mlp_out`.
 
     Raises:
-        ValueError: no transcoder for this layer, or the profile is `hub`.
+        ValueError: no transcoder for this layer, or the profile has none.
         DamagedWeightsError: a file's checksum differs; nothing is loaded.
     """
     from sae_lens import SAE
 
-    if profile() != "embedded":
-        raise ValueError("sae_lens knows no transcoders of gpt2-small: set WORKBOOK_MODELS=embedded")
-    if layer not in range(len(TRANSCODERS)):
-        known = ", ".join(map(str, range(len(TRANSCODERS))))
-        raise ValueError(f"no transcoder for layer {layer}: choose one of {known}")
-    path = WEIGHTS.resolve() / TRANSCODERS[layer]
+    found = current().transcoders
+    if found is None:
+        raise ValueError(f"profile {profile()!r} has no transcoders: set WORKBOOK_MODELS=embedded")
+    if layer not in found.layers:
+        raise ValueError(f"no transcoder for layer {layer}: choose one of {', '.join(map(str, found.layers))}")
+    path = WEIGHTS.resolve() / found.source.format(layer=layer)
     verified(path / "cfg.json", path / "sae_weights.safetensors", root=WEIGHTS.resolve())
     return SAE.load_from_disk(path).to(device()).eval().requires_grad_(False)
 

@@ -39,10 +39,11 @@ class SAEEntry(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """Models and autoencoders by the names that the chapters use."""
+    """Models and autoencoders by the names that the chapters use, and transcoders where there are some."""
 
     models: dict[str, Entry]
     saes: dict[str, SAEEntry]
+    transcoders: SAEEntry | None = None
     device: str = ""  # where WORKBOOK_DEVICE is not set
 
 
@@ -56,6 +57,7 @@ EMBEDDED = Profile(
         "resid": SAEEntry("pico-sae-resid-{layer}", "", (2, 3), "residual stream before a layer of pico-gpt"),
         "z": SAEEntry("pico-sae-z-{layer}", "", (0, 1, 2, 3), "outputs of a layer's attention heads in pico-gpt"),
     },
+    SAEEntry("pico-transcoder-{layer}", "", (0, 1, 2, 3), "in the place of a layer's MLP in pico-gpt"),
 )
 
 
@@ -150,7 +152,7 @@ def _read(path: Path, changed: int) -> Profile:
             name: SAEEntry(**{"about": "", "sae_id": "", **given, "layers": tuple(given["layers"])})
             for name, given in saes.items()
         },
-        table.get("device", ""),
+        device=table.get("device", ""),
     )
 
 

@@ -1,4 +1,4 @@
-"""Diagrams of the chapters 05 to 10: heads and circuits, superposition, autoencoders, function vectors."""
+"""Diagrams of the chapters 05 to 11: heads and circuits, superposition, autoencoders, function vectors."""
 
 from math import cos, radians, sin
 
@@ -214,4 +214,45 @@ def function_vector() -> Canvas:
     return c
 
 
-DRAWINGS = (stripes, head, induction, arrows, autoencoder, autoencoder_inside, indirect_objects, function_vector)
+def transcoder() -> Canvas:
+    """An MLP and, beside it, the transcoder that takes its place: from what it reads to what it makes."""
+    c = Canvas(720, 350, "A transcoder in the place of an MLP")
+    c.text(150, 24, "the MLP", bold=True)
+    c.text(500, 24, "a transcoder", "green", bold=True)
+    c.text(330, 316, "x, what the MLP reads", "blue", 14)
+    c.line((180, 316), (240, 316), colour="blue", width=2.4, arrow=False)
+    c.path("M150,300 V244", "blue", 2.4)
+    c.path("M500,300 V244", "blue", 2.4)
+    c.line((420, 316), (490, 316), colour="blue", width=2.4, arrow=False)
+    shades = (0.55, 0.2, 0.7, 0.35, 0.1, 0.6, 0.4, 0.25)
+    for i, shade in enumerate(shades):
+        c.box(80 + 20 * i, 184, 18, 36, colour="orange", filled=shade)
+    c.text(150, 226, "neurons, most half on", "orange", 14)
+    lit = {4, 9}
+    for i in range(15):
+        c.box(360 + 20 * i, 184, 18, 36, colour="green" if i in lit else "line", filled=0.75 if i in lit else 0)
+    c.text(500, 226, "many latents, few on", "green", 14)
+    c.text(446, 136, "one direction written", "green", 13, "end")
+    c.text(446, 268, "one direction read", "green", 13, "end")
+    c.path("M460,240 L442,208", "green", 2)
+    c.path("M442,160 L460,126", "green", 2)
+    c.path("M150,160 V100", "pink", 2.4)
+    c.path("M500,160 V100", "pink", 2.4)
+    c.text(150, 78, "output", "pink", 15, bold=True)
+    c.text(500, 78, "nearly the same output", "pink", 15, bold=True)
+    c.path("M520,300 C700,290 700,110 590,92", "soft", 1.6, dashed=True)
+    c.text(660, 268, "skip", "soft", 13)
+    return c
+
+
+DRAWINGS = (
+    stripes,
+    head,
+    induction,
+    arrows,
+    autoencoder,
+    autoencoder_inside,
+    indirect_objects,
+    function_vector,
+    transcoder,
+)
