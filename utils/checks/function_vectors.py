@@ -973,6 +973,8 @@ def _():
     yield small_model(), "hot", 1, vector(0), "- {x} ->", 3
     yield small_model(), "big", 0, vector(2), "the {x} The", 2
     yield small_model(), "slow", 0, vector(3), "- {x} ->", 4
+    cold = small_model().tokenizer(" cold").input_ids
+    yield small_model(), "hot", LAYERS - 1, 100 * small_model().lm_head.weight[cold[0]].detach()  # a space in front
 
 
 @intervene_with_fn_vector.refused

@@ -439,15 +439,14 @@ class Worth:
 
     def __init__(self, seed: int):
         generator = torch.Generator().manual_seed(seed)
-        # Multiples of 1/4096: their sums are exact, in whatever order they are added.
-        self.alone = (4096 * torch.randn(3, 5, generator=generator)).round() / 4096
-        self.together = (1229 * torch.randn(3, 5, 3, 5, generator=generator)).round() / 4096
+        # Multiples of 1/4096: their sums are exact, in whatever order they are added. Lists, as tensors are slow here.
+        self.alone = ((4096 * torch.randn(3, 5, generator=generator)).round() / 4096).tolist()
+        self.together = ((1229 * torch.randn(3, 5, 3, 5, generator=generator)).round() / 4096).tolist()
 
     def __call__(self, circuit) -> float:
         heads = list(circuit)
-        return float(
-            sum(self.alone[head] for head in heads) + sum(self.together[(*a, *b)] for a in heads for b in heads)
-        )
+        pairs = sum(self.together[i][j][k][m] for i, j in heads for k, m in heads)
+        return pairs + sum(self.alone[i][j] for i, j in heads)
 
 
 def _use_find(fn, seed, keep):
@@ -460,9 +459,13 @@ find_circuit = exercise(circuit.find_circuit, use=_use_find)
 
 @find_circuit.cases
 def _():
-    yield from ((0, 1.0), (1, 3.0), (2, -50.0), (3, 1000.0))
-    _, history = circuit.find_circuit(small_gpt(), Worth(0), -50.0)
-    yield 0, min(history[:6])  # a score as high as asked for is high enough
+    yield from ((1, 3.0), (2, -50.0), (3, 1000.0))
+    yield 0, lowest_of_six()  # a score as high as asked for is high enough
+
+
+@cache
+def lowest_of_six() -> float:
+    return min(circuit.find_circuit(small_gpt(), Worth(0), -50.0)[1][:6])
 
 
 def _all_heads(model):

@@ -662,6 +662,7 @@ def _():
     yield h, 0.5 * h + 0.3 * hidden(rows=40, seed=5)
     yield h, 0.7 * h
     yield 0.01 * h, 0.002 * h
+    yield h, 3 * h  # longer than what it stands for
     yield h, torch.stack([h[:, 0] * 0.9, h[:, 1] * 0.2], dim=1)
     yield h, torch.stack([h[:, 0], 0 * h[:, 1]], dim=1)
 
@@ -938,6 +939,11 @@ rectangle = exercise(toy_saes.rectangle)
 def _():
     yield (torch.tensor([-2.0, -0.75, -0.49, -0.1, 0.0, 0.1, 0.49, 0.75, 2.0]),)
     yield (torch.tensor([[0.5, -0.5], [0.4, -0.51]]),)
+
+
+@rectangle.law("it must give numbers, not truth values: of those no minus can be taken")
+def _(rectangle):
+    return not torch.is_tensor(found := rectangle(torch.zeros(2))) or found.dtype != torch.bool
 
 
 @rectangle.mistake("your window goes from -1 to 1: it ends at 1/2 on each side, so that its area is 1")
