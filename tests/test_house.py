@@ -53,7 +53,7 @@ READ_ONLY = {
     "checks.progress",
     *(f"checks.progress.{name}" for name in ("WORK", "STATES", "load", "progress_folder")),
     "checks.hints",
-    *(f"checks.hints.{name}" for name in ("read_gaps", "without_notes")),
+    *(f"checks.hints.{name}" for name in ("read_gaps", "read_todo", "without_notes")),
 }
 
 

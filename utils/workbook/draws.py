@@ -14,10 +14,10 @@ from torch import nn
 from transformer_lens import ActivationCache, FactoredMatrix
 from transformer_lens.hook_points import HookPoint
 
+from utils.checks import drawn_models
 from utils.checks.compare import difference
 from utils.checks.guards import tensors_in
 from utils.runtime import seed_everything
-from utils.workbook import drawn_models
 
 DRAWS, AT_LEAST = 1_000, 200  # inputs to try, more where the solution takes fewer than so many of them
 WITH_MODEL = 100  # where a model is run, and the solution takes so many of them

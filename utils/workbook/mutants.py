@@ -267,7 +267,7 @@ EQUAL: dict[str, Callable[[Task, Mutant], bool]] = {
 
 
 # What a survivor's verdict depends on beside the check: why it may be equal, and the inputs that are drawn for it.
-OF_SURVIVORS = ("mutants.py", "draws.py", "drawn_models.py")
+OF_SURVIVORS = ("mutants.py", "draws.py", "../checks/drawn_models.py")
 
 
 def digest(task: Task, state: str = "accepted") -> str:
@@ -278,7 +278,7 @@ def digest(task: Task, state: str = "accepted") -> str:
     files = [ROOT / f"{task.target.rsplit('.', 1)[0].replace('.', '/')}.py"]
     files += [checks / name for name in sorted(names | shared)]
     own = ("mutation.py", "answers.py", *(OF_SURVIVORS if state != "rejected" else ()))
-    files += [Path(__file__).with_name(name) for name in own]
+    files += [Path(__file__).parent / name for name in own]
     found = hashlib.sha256(torch.__version__.encode() + repr(task).encode())
     for file in files:
         found.update(file.read_bytes())
