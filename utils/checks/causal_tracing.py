@@ -16,6 +16,9 @@ exercise = chapter.exercise
 # One subject of a token, one of two; the places before and behind it differ in number.
 ONE = [START + f"the {x} The slow ->" for x in ("hot", "big", "old", "wet")], ["hot", "big", "old", "wet"]
 TWO = [START + f"the The - {x} old ->" for x in ("good bad", "light dark")], ["good bad", "light dark"]
+# As short as can be, where a whole run is made for each state.
+SHORT_ONE = [START + f"the {x} slow" for x in ONE[1]], ONE[1]
+SHORT_TWO = [START + f"the {x} old" for x in TWO[1]], TWO[1]
 
 
 @cache
@@ -150,16 +153,16 @@ causal_trace = exercise(ct.causal_trace)
 
 @causal_trace.cases
 def _():
-    yield sharp_model(), *ONE, _answers(ONE[0]), _noise(*ONE, seed=2)
-    yield sharp_model(), *TWO, _answers(TWO[0]), _noise(*TWO, seed=3), "mlp"
-    yield sharp_model(), *ONE, _answers(ONE[0]), _noise(*ONE, seed=4), "attn"
+    yield sharp_model(), *SHORT_ONE, _answers(SHORT_ONE[0]), _noise(*SHORT_ONE, seed=2)
+    yield sharp_model(), *SHORT_TWO, _answers(SHORT_TWO[0]), _noise(*SHORT_TWO, seed=3), "mlp"
+    yield sharp_model(), *SHORT_ONE, _answers(SHORT_ONE[0]), _noise(*SHORT_ONE, seed=4), "attn"
 
 
 @causal_trace.refused
 def _():
-    yield sharp_model(), *ONE, _answers(ONE[0]), _noise(*ONE), "head"
-    yield sharp_model(), *ONE, _answers(ONE[0]), _noise(*ONE)[:1]
-    yield sharp_model(), *ONE, [" cold small", " small", " new", " dry"], _noise(*ONE)
+    yield sharp_model(), *SHORT_ONE, _answers(SHORT_ONE[0]), _noise(*SHORT_ONE), "head"
+    yield sharp_model(), *SHORT_ONE, _answers(SHORT_ONE[0]), _noise(*SHORT_ONE)[:1]
+    yield sharp_model(), *SHORT_ONE, [" cold small", " small", " new", " dry"], _noise(*SHORT_ONE)
 
 
 def _traced(
@@ -257,18 +260,18 @@ def _(model, prompts, subjects, answers, noise, part="stream"):
 
 @causal_trace.law("the last layer's stream at the last position, put back, must bring all of the answer back")
 def _(causal_trace):
-    noise = _noise(*ONE, seed=5)
-    right, rows = completion_ids(sharp_model().tokenizer, _answers(ONE[0])), torch.arange(4)
-    clean, noisy = _probs(ONE[0]), ct.corrupt_subject(sharp_model(), *ONE, noise)
+    noise = _noise(*SHORT_ONE, seed=5)
+    right, rows = completion_ids(sharp_model().tokenizer, _answers(SHORT_ONE[0])), torch.arange(4)
+    clean, noisy = _probs(SHORT_ONE[0]), ct.corrupt_subject(sharp_model(), *SHORT_ONE, noise)
     lost = (clean - noisy).cpu()[rows, right].mean()
-    effects = causal_trace(sharp_model(), *ONE, _answers(ONE[0]), noise)
+    effects = causal_trace(sharp_model(), *SHORT_ONE, _answers(SHORT_ONE[0]), noise)
     return abs(effects[-1, -1] - lost) < 1e-4 and bool(effects[-1, :-1].abs().max() < 1e-5)
 
 
 @causal_trace.law("a state before the subject is the same in both runs: putting it back must change nothing")
 def _(causal_trace):
-    effects = causal_trace(sharp_model(), *TWO, _answers(TWO[0]), _noise(*TWO, seed=6))
-    start = ct.subject_span(sharp_model().tokenizer, *TWO).start
+    effects = causal_trace(sharp_model(), *SHORT_TWO, _answers(SHORT_TWO[0]), _noise(*SHORT_TWO, seed=6))
+    start = ct.subject_span(sharp_model().tokenizer, *SHORT_TWO).start
     return bool(effects[:, :start].abs().max() < 1e-5) and bool(effects[:, start:].abs().max() > 1e-3)
 
 
