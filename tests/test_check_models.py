@@ -63,3 +63,19 @@ def test_every_check_model_says_on_which_device_it_is():
     assert len(calls) >= 5
     for name, node in calls:
         assert any(word.arg == "device" for word in node.keywords), f"utils/checks/{name}, line {node.lineno}"
+
+
+def test_making_cases_leaves_the_shared_models_as_they_are():
+    from test_checks import EXERCISES
+
+    from utils.checks import sae_models
+
+    def weights():
+        shared = (sae_models.lm_model(), sae_models.lm_sae(), sae_models.small_model(), sae_models.small_sae())
+        return [tensor.clone() for model in shared for tensor in model.state_dict().values()]
+
+    before = weights()
+    for exercise in EXERCISES:
+        if exercise.target.split(".")[1] in ("saes", "probes", "sae_causes", "transcoders", "circuits"):
+            list(exercise._cases())
+            assert all(map(torch.equal, before, weights())), exercise.target

@@ -1,5 +1,6 @@
 """What is asked of a learner's functions in the second half of chapter 11: gradients between latents."""
 
+import copy
 from functools import cache
 
 import torch
@@ -41,7 +42,7 @@ def _error(sae, tokens) -> Tensor:
 
 def _unfit():
     """An autoencoder of a layer that the small model lacks, and one whose latents are all dead."""
-    silent = lm_sae()
+    silent = copy.deepcopy(lm_sae())  # the other checks share that one
     silent.b_enc.data[:] = -100
     return lm_sae("hook_resid_pre", 7), silent
 

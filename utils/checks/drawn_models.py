@@ -79,6 +79,7 @@ def hooked_transformer(draw: random.Random) -> HookedTransformer:
         normalization_type=draw.choice((None, None, "LN", "LNPre", "RMS")),
         positional_embedding_type=draw.choice(("standard", "shortformer")),
         use_attn_result=True,
+        device="cpu",
     )
     return _filled(new_model(cfg), draw)
 

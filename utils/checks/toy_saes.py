@@ -946,6 +946,11 @@ def _(rectangle):
     return not torch.is_tensor(found := rectangle(torch.zeros(2))) or found.dtype != torch.bool
 
 
+@rectangle.mistake("it must give numbers, not truth values: of those no minus can be taken")
+def _(x):
+    return (x > -0.5) & (x < 0.5)
+
+
 @rectangle.mistake("your window goes from -1 to 1: it ends at 1/2 on each side, so that its area is 1")
 def _(x):
     return ((x > -1) & (x < 1)).float()
