@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+import tomllib
 
-from utils.workbook import ROOT
+from utils.workbook import ROOT, SOLUTIONS
+from utils.workbook.build import read_notebook
+from utils.workbook.mistakes import LIST
 
 # In a process that starts anew, so that a connection shows which importing or loading would open.
 WITHOUT_SOCKETS = """
@@ -27,6 +30,12 @@ def run(*command, **environment):
 def test_a_named_mistake_of_each_chapter_changes_an_output_and_no_socket_is_opened():
     said = run("-c", WITHOUT_SOCKETS, HF_HUB_OFFLINE="0", TRANSFORMERS_OFFLINE="0", HF_DATASETS_OFFLINE="0")
     assert said.stdout.count("\n") >= 5 and "deprecated" not in said.stderr.lower()
+
+
+def test_the_cell_that_shows_a_mistake_is_still_there():
+    for row in tomllib.loads(LIST.read_text(encoding="utf-8"))["mistake"]:
+        cells = read_notebook(SOLUTIONS / f"{row['chapter']}.ipynb").cells
+        assert row["cell"] in {cell.id for cell in cells}, (row["chapter"], row["exercise"], row["cell"])
 
 
 def test_two_short_chapters_give_the_same_on_another_machine():
