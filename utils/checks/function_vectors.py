@@ -598,7 +598,7 @@ def _effects(
 
 
 @calculate_fn_vectors_and_intervene.mistake("you patched the prompts with right labels: there the task is known anyway")
-def _(model, dataset, layers=None):
+def _(model, dataset, layers=None, corrupted=None):
     return _effects(model, dataset, layers, on=dataset)
 
 
