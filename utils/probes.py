@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.saes import f1_scores, unit_thresholds
+from utils.saes import fires_on_second_half
 
 __all__ = [
     "k_sparse_scores",
@@ -140,11 +140,7 @@ def share_detected(
     and the second half is scored. For the interval its rows of `context` tokens and the
     labels are drawn anew, with replacement, `draws` times (bootstrap).
     """
-    half = len(scores) // 2
-    thresholds = unit_thresholds(scores[:half], n)
-    by_level = f1_scores(scores[:half], labels[:half], thresholds)
-    level = by_level.diagonal(dim1=1, dim2=2).argmax(0)
-    fires, truth = scores[half:] >= thresholds.gather(0, level[None]), labels[half:]
+    fires, truth = fires_on_second_half(scores, labels, n)
     # Above and below F1's bar, for each row: sums over rows give the F1 of any of them.
     parts = torch.stack([2 * (fires & truth), fires.int() + truth.int()]).float()
     parts = torch.stack([row.sum(1) for row in parts.split(context, dim=1)])

@@ -460,13 +460,20 @@ def precision_and_recall(
     The threshold is chosen on the first half of the tokens, by F1, as in `best_units`;
     the second half is scored.
     """
-    half = len(values) // 2
-    own = values[:, unit]
+    fires, truth = fires_on_second_half(values[:, unit], labels, n)
+    hits = (fires & truth).sum(0)
+    return hits / fires.sum(0).clamp_min(1), hits / truth.sum(0).clamp_min(1)
+
+
+def fires_on_second_half(
+    own: Float[Tensor, "token label"], labels: Bool[Tensor, "token label"], n: int
+) -> tuple[Bool[Tensor, "half label"], Bool[Tensor, "half label"]]:
+    """Where each label's own column fires in the second half of the tokens, at the one
+    of `n` thresholds that is best by F1 on the first half; and the labels there."""
+    half = len(own) // 2
     thresholds = unit_thresholds(own[:half], n)
     scores = f1_scores(own[:half], labels[:half], thresholds).diagonal(dim1=1, dim2=2)
-    fires = own[half:] >= thresholds.gather(0, scores.argmax(dim=0)[None])
-    hits = (fires & labels[half:]).sum(0)
-    return hits / fires.sum(0).clamp_min(1), hits / labels[half:].sum(0).clamp_min(1)
+    return own[half:] >= thresholds.gather(0, scores.argmax(dim=0)[None]), labels[half:]
 
 
 def by_document(
