@@ -20,6 +20,8 @@ from utils.world import rows, sample
 TINY = partial(SAERun, d_sae=256, k=8.0, n_tokens=200 * 128, batch_tokens=128)
 BARELY = partial(TINY, n_tokens=10 * 128)
 RESID, Z = "blocks.2.hook_resid_pre", "blocks.1.attn.hook_z"
+FULL = "WORKBOOK_FULL" in os.environ
+PLACES = (RESID, Z) if FULL else (Z,)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -51,14 +53,15 @@ def trained(settings, folder, model):
 @pytest.fixture(scope="module")
 def barely(model, tmp_path_factory):
     """Place → an autoencoder that has seen ten batches."""
-    return {place: trained(BARELY(place), tmp_path_factory.mktemp("barely"), model) for place in (RESID, Z)}
+    return {place: trained(BARELY(place), tmp_path_factory.mktemp("barely"), model) for place in PLACES}
 
 
-@pytest.mark.parametrize("place", [RESID, Z])
+@pytest.mark.parametrize("place", PLACES)
 def test_training_saves_what_sae_lens_loads(place, barely):
     assert barely[place].cfg.metadata.hook_name == place
 
 
+@pytest.mark.skipif(not FULL, reason="twelve seconds: in make test-full")
 def test_a_trained_one_beats_one_that_was_barely_trained(model, tokens, barely, tmp_path):
     well = sae_metrics(model, trained(TINY(Z), tmp_path, model), tokens)
     before = sae_metrics(model, barely[Z], tokens)
@@ -118,7 +121,7 @@ def test_an_unknown_autoencoder_is_refused(capsys):
     assert "pico-sae-resid-2" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not os.environ.get("WORKBOOK_FULL"), reason="twenty seconds: in make test-full")
+@pytest.mark.skipif(not FULL, reason="twenty seconds: in make test-full")
 def test_sae_lens_own_runner_trains_one_that_loads(tmp_path):
     settings = SAERun("blocks.2.hook_resid_pre", k=8, d_sae=256, n_tokens=20_000, batch_tokens=512, context=64)
     saes.with_runner(settings, tmp_path, documents=300)

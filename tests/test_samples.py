@@ -1,11 +1,13 @@
 """`make test`'s samples of what `make test-full` runs in full."""
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
-from utils.workbook import ROOT, SOLUTIONS
+from utils.workbook import ROOT, SOLUTIONS, full
 from utils.workbook.build import read_notebook
 from utils.workbook.mistakes import LIST
 
@@ -44,3 +46,13 @@ def test_two_short_chapters_give_the_same_on_another_machine():
 
 def test_the_checks_reject_a_sample_of_the_mutants():
     run("-m", "utils.workbook", "mutants", "--sample", "--jobs", "1")
+
+
+def test_every_case_that_waits_for_test_full_is_run_there():
+    run = {word for command in full.PARTS.values() for word in command}
+    waits = {
+        f"tests/{p.name}"
+        for p in Path(__file__).parent.glob("test_*.py")
+        if re.search(r'WORKBOOK_FULL"(\)| in os)', p.read_text())
+    }
+    assert waits and waits <= run

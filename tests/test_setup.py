@@ -158,13 +158,10 @@ def empty(venv: Path) -> None:
     venv.mkdir()
 
 
-# Each costs seven seconds of processor time; WORKBOOK_FULL=1 tries them all.
-DAMAGES = [broken_off]
-if FULL:
-    DAMAGES += [python_gone, half_a_pip, without_packages, another_python, empty]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.skipif(not FULL, reason="seven seconds each: in make test-full")
+@pytest.mark.parametrize(
+    "damage", [broken_off, python_gone, half_a_pip, without_packages, another_python, empty], ids=lambda d: d.__name__
+)
 def test_a_venv_that_is_not_whole_is_mended(course, damage):
     damage(course / ".venv")
     (course / "requirements.txt").write_text("# nothing, said differently\n")

@@ -38,6 +38,7 @@ PARTS = {
         *PYTEST,
         "tests/test_training.py",
         "tests/test_sae_training.py",
+        "tests/test_transcoders.py",
     ],
     "more cases of unit tests": [
         *PYTEST,

@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import nbval.kernel
@@ -69,15 +69,11 @@ class Watch:
         self.wall = time.monotonic() - self.started
 
     def _sample(self):
-        while not self.ended.wait(5):  # to look costs a fiftieth of a core at every two seconds
-            held = 0
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    memory = process.memory_full_info()
-                    held += getattr(memory, "pss", memory.uss)  # pages that processes share count once
-                except psutil.Error:
-                    pass  # ended meanwhile
-            self.peak = max(self.peak, held)
+        while not self.ended.wait(5):
+            processes = psutil.Process().children(recursive=True)
+            # To count shared pages once takes long, and gives less than the plain sum: only where that is a new peak.
+            if held_by(processes, lambda process: process.memory_info().rss) > self.peak:
+                self.peak = max(self.peak, held_by(processes, once))
 
     def table(self) -> list[str]:
         """The lines to print: part, share, measured; what is not counted test by test is part of the rest."""
@@ -94,6 +90,21 @@ class Watch:
             longest = max(notebooks, key=notebooks.get)
             lines.append(f"longest notebook: {longest}, {notebooks[longest]:.0f} s of at most {LONGEST_NOTEBOOK}")
         return [*lines, f"peak memory: {self.peak / 1e9:.1f} GB of at most {MEMORY:.0f}"]
+
+
+def held_by(processes, memory) -> int:
+    """Bytes, summed over the processes that have not ended meanwhile."""
+    held = 0
+    for process in processes:
+        with suppress(psutil.Error):
+            held += memory(process)
+    return held
+
+
+def once(process) -> int:
+    """Bytes of which each is counted in one process only where several share them."""
+    memory = process.memory_full_info()
+    return getattr(memory, "pss", memory.uss)
 
 
 def part_of(group: str) -> str:
