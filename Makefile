@@ -31,7 +31,7 @@ export PYTHONNOUSERSITE := 1
 RUN := $(PY) -m utils.workbook
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: help setup place FORCE lab start update progress test test-full lint unit drift nbval mutants portable \
+.PHONY: help setup place FORCE lab start update progress test test-full lint unit drift nbval mutants portable random-control \
         notebooks execute spread bench report models models-smoke models-report ten-minutes gpu ndif ndif-test clean
 
 help:  ## list these commands
@@ -95,6 +95,10 @@ mutants: $(STAMP)  ## make wrong versions of every solution by rule: the checks 
 portable: $(STAMP)  ## run them as other machines would: rounding noise, code paths, threads (CHAPTER=01 SEEDS=3 SETTING=noise-1)
 	@$(RUN) portable $(CHAPTER) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SETTING),--setting $(SETTING)) || \
 	    { echo "make portable failed: the lines above name setting, cell and value." >&2; exit 1; }
+
+random-control: $(STAMP)  ## run the chapters on models that have learned nothing, and list the claims that hold (CHAPTER=01 SEEDS=3)
+	@$(RUN) random-control $(CHAPTER) $(if $(SEEDS),--seeds $(SEEDS)) || \
+	    { echo "make random-control failed: the lines above name chapter, cell and claim." >&2; exit 1; }
 
 # ---------------------------------------------------------------- for authors
 

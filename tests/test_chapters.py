@@ -1,12 +1,13 @@
 """The table of chapters: read from the sources' first lines, true of the files, and clear about what is wrong."""
 
 import importlib
+import re
 
 import pytest
 
 from utils.workbook import SOURCE, WorkbookError
 from utils.workbook.build import build, drift, read_notebook
-from utils.workbook.chapters import exercise, read_chapter, table
+from utils.workbook.chapters import MODELS, exercise, read_chapter, source_cells, table
 
 
 def test_rows_are_true_of_the_course():
@@ -17,6 +18,28 @@ def test_rows_are_true_of_the_course():
         for module in row.modules:
             assert importlib.util.find_spec(f"utils.{module}") and importlib.util.find_spec(f"utils.checks.{module}")
         assert not row.exercises or 0 < row.minutes(core=True) <= row.minutes()
+
+
+def code_of(row):
+    return [c.source for c in source_cells(row.path)[1:] if c.cell_type == "code" and not c.metadata.get("exercise")]
+
+
+@pytest.mark.parametrize("row", table(), ids=lambda row: row.number)
+def test_a_chapter_that_loads_a_model_says_of_which_it_is_true_and_settles_it_first(row):
+    first, *others = code_of(row)
+    settled = f'\nsettle_models("{row.number}")'
+    if row.models == "none":
+        assert not re.search(r"\bload(_\w+)?\(\"", "\n".join([first, *others])) and "settle_models" not in first
+    else:
+        assert first.count(settled) == 1 and not re.search(r"= load", first.partition(settled)[0])
+        assert "settle_models(" not in "\n".join(others)
+
+
+def test_an_unknown_word_for_the_models_is_refused(tmp_path):
+    file = written(tmp_path, "01_a", "---\nmodules: [a]\nmodels: mine\nneeds: []\n---\n\n# 01 · A\n")
+    with pytest.raises(WorkbookError, match="states models: 'mine'.*any, dual, own"):
+        read_chapter(file)
+    assert {row.models for row in table()} == {*MODELS}
 
 
 def test_core_comes_from_importance_unless_the_marker_says_otherwise():

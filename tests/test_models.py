@@ -241,9 +241,18 @@ def test_the_hub_profile_without_network_says_how_to_go_on(monkeypatch, call):
 
 def test_the_hub_profile_has_no_shipped_folder(monkeypatch):
     monkeypatch.setenv("WORKBOOK_MODELS", "hub")
-    for call in (models.folder, models.checkpoints):
-        with pytest.raises(ValueError, match="WORKBOOK_MODELS=embedded"):
-            call("attn2l")
+    with pytest.raises(ValueError, match="WORKBOOK_MODELS=embedded"):
+        models.folder("attn2l")
+
+
+def test_what_only_the_workbooks_models_have_stays_theirs_and_says_so(monkeypatch, capsys):
+    last = models.checkpoints("attn2l")[-1].load()
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("WORKBOOK_MODELS", "hub")
+    theirs = models.checkpoints("attn2l")[-1].load()
+    assert "checkpoints of attn2l are those of the workbook's own" in capsys.readouterr().out
+    assert torch.equal(theirs.W_E, last.W_E) and theirs.tokenizer.get_vocab() == last.tokenizer.get_vocab()
+    assert models.training_curve("attn2l") and "training of attn2l" in capsys.readouterr().out
 
 
 def test_a_path_with_another_models_name_in_it_changes_nothing(copy_of_weights, tmp_path, monkeypatch):

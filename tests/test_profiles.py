@@ -1,6 +1,7 @@
 """Other models than the shipped ones: a hub's cache with its real layout, a learner's own folder, and what is wrong."""
 
 import json
+import os
 import shutil
 
 import fake_hub
@@ -10,7 +11,7 @@ import torch
 from sae_lens import HookedSAETransformer
 from safetensors.torch import load_file, save_file
 
-from utils import models, world
+from utils import models, runtime, show, world
 from utils.models import loading, registry
 from utils.runtime import device
 
@@ -108,6 +109,44 @@ def test_a_large_vocabulary_keeps_its_ids():
     document = world.Document(f"one <extra {2**15 - 1}>", "facts", [])
     rows = world.rows([document], tokenizer, 3)
     assert rows.min() >= 0 and len(tokenizer) - 1 in world.encode(tokenizer, [document.text])[0].ids
+
+
+# ---------------------------------------------------------------- chapters on other models
+
+
+def test_a_chapter_says_whose_models_it_is_about_and_the_small_worlds_stay_on_ours(own, monkeypatch, capsys):
+    monkeypatch.setattr(runtime, "running", {})
+    monkeypatch.setenv("WORKBOOK_MODELS", "")
+    for number in ("05", "09"):
+        runtime.settle_models(number)
+    assert capsys.readouterr().out == ""
+    own('device = "auto"\n[models.lm]\nsource = "gpt2"\n')
+    monkeypatch.setenv("WORKBOOK_DEVICE", "")
+    monkeypatch.delenv("WORKBOOK_DEVICE")
+    runtime.settle_models("05")
+    said = capsys.readouterr().out
+    assert said.startswith("This run is on the models of WORKBOOK_MODELS=") and said.count("\n") == 1
+    assert registry.entry("lm").source == "gpt2"
+    runtime.settle_models("09")
+    said = capsys.readouterr().out
+    assert "runs on the workbook's own models, not on those of" in said and said.count("\n") == 1
+    assert runtime.on_own_models() and registry.entry("lm").source == "pico-gpt"
+    assert os.environ["WORKBOOK_DEVICE"] == "auto"
+    with pytest.raises(ValueError, match="there is no chapter '9'"):
+        runtime.settle_models("9")
+
+
+def test_the_closing_table_lists_what_the_text_says_of_ours_only(hub, monkeypatch):
+    said = []
+    monkeypatch.setattr("utils.show.claims.display", lambda markdown: said.append(markdown.data))
+    monkeypatch.setattr(runtime, "running", runtime.running)
+    for number in ("02", "01"):
+        runtime.running.clear()
+        if number == "02":
+            runtime.settle_models(number)
+        show.findings()
+    assert "of the workbook's own models only:\n\n- Only with the first MLP does" in said[0]
+    assert "own models only" not in said[1]
 
 
 # ---------------------------------------------------------------- damage, and absence of a network

@@ -47,6 +47,12 @@ def test_the_table_is_that_of_the_sources():
     assert (CHAPTERS / "table.json").read_text(encoding="utf-8") == as_json(ROWS)
 
 
+def test_with_other_models_the_page_says_which_chapters_stay_on_ours(work, monkeypatch):
+    assert "WORKBOOK_MODELS" not in page(work=work)
+    monkeypatch.setenv("WORKBOOK_MODELS", "hub")
+    assert "WORKBOOK_MODELS=hub</code>; chapters 09 and 11, which" in page(work=work)
+
+
 # ---------------------------------------------------------------- go on where you were
 
 

@@ -3,10 +3,21 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
-WEIGHTS = Path(__file__).parent / "weights"
+SHIPPED = Path(__file__).parent / "weights"
 MANIFEST = "manifest.json"
+RANDOM = re.compile(r"random-(\d+)")  # as WORKBOOK_MODELS: the same models, their numbers shuffled (`shuffled.py`)
+
+
+def random_folder(seed: int) -> Path:
+    """Where the shuffled models of a seed lie."""
+    return Path(__file__).parents[2] / ".cache" / "random" / f"random-{seed}"
+
+
+_random = RANDOM.fullmatch(os.environ.get("WORKBOOK_MODELS", ""))
+WEIGHTS = random_folder(int(_random[1])) if _random else SHIPPED
 
 
 class DamagedWeightsError(RuntimeError):

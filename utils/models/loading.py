@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from utils.models.files import WEIGHTS, DamagedWeightsError, read_json, shipped, verified
-from utils.models.registry import Entry, current, entry, profile, sae_entry
+from utils.models.registry import EMBEDDED, Entry, current, entry, profile, sae_entry
 from utils.runtime import device
 
 TOKENIZER = "pico-gpt"  # the folder whose tokenizer all shipped models share
@@ -98,10 +98,17 @@ def folder(name: str) -> Path:
     Raises:
         ValueError: no such model, or the profile is not `embedded`.
     """
-    source = entry(name).source
+    entry(name)
     if profile() != "embedded":
         raise ValueError(f"{name!r} has no folder in profile {profile()!r}: set WORKBOOK_MODELS=embedded")
-    path = (WEIGHTS / source).resolve()
+    return _shipped_folder(name)
+
+
+def _shipped_folder(name: str) -> Path:
+    """That of the workbook's own model of this name, whatever the profile says."""
+    if name not in EMBEDDED.models:
+        raise ValueError(f"the workbook ships no model {name!r}: the known ones are {', '.join(EMBEDDED.models)}")
+    path = (WEIGHTS / EMBEDDED.models[name].source).resolve()
     if str(path) not in OFFICIAL_MODEL_NAMES:
         OFFICIAL_MODEL_NAMES.append(str(path))
     return path
@@ -111,16 +118,20 @@ def load_tokenizer(name: str = "lm") -> PreTrainedTokenizerBase:
     """The model's tokenizer, as transformers loads it (it adds no `<|endoftext|>` of its own)."""
     found = entry(name)
     if profile() == "embedded":
-        path = WEIGHTS.resolve() / TOKENIZER
-        verified(path / "tokenizer.json", path / "tokenizer_config.json", root=WEIGHTS.resolve())
-        with _quiet():
-            return AutoTokenizer.from_pretrained(path)
+        return _shipped_tokenizer()
     source = found.tokenizer or _named_tokenizer(name, found) or found.source
     with _outside(name, source):
         try:
             return AutoTokenizer.from_pretrained(source)
         except OSError:  # without a network it asks for a config.json, which a tokenizer alone has not
             return AutoTokenizer.from_pretrained(os.path.dirname(hf_hub_download(source, "tokenizer.json")))
+
+
+def _shipped_tokenizer() -> PreTrainedTokenizerBase:
+    path = WEIGHTS.resolve() / TOKENIZER
+    verified(path / "tokenizer.json", path / "tokenizer_config.json", root=WEIGHTS.resolve())
+    with _quiet():
+        return AutoTokenizer.from_pretrained(path)
 
 
 def _named_tokenizer(name: str, found: Entry) -> str | None:
@@ -243,10 +254,10 @@ def _from_transformers(name: str, processed: bool, cls: type[HookedTransformer])
 
 
 def _attention_only(name: str, weights: Path, cls: type[HookedTransformer]) -> HookedTransformer:
-    path, root = folder(name), WEIGHTS.resolve()
+    path, root = _shipped_folder(name), WEIGHTS.resolve()
     verified(weights, root=root)
     kwargs = read_json(path / "hooked_config.json", root)
-    tokenizer = load_tokenizer(name)
+    tokenizer = _shipped_tokenizer()
     with _quiet():
         cfg = HookedTransformerConfig(
             **kwargs, tokenizer_name=str(root / TOKENIZER), device=str(device()), init_weights=False
@@ -404,14 +415,17 @@ class Checkpoint:
 def checkpoints(name: str = "attn2l") -> list[Checkpoint]:
     """The shipped checkpoints of a model, from its first step to its last.
 
+    In another profile than `embedded` they are still those of the workbook's own model, and a line says so.
+
     Raises:
-        ValueError: the model has none (its message lists those that have), or the profile is not `embedded`.
+        ValueError: the model has none; the message lists those that have.
         DamagedWeightsError: a checkpoint is missing or not whole.
     """
-    path, root = folder(name), WEIGHTS.resolve()
+    path, root = _shipped_folder(name), WEIGHTS.resolve()
     listed = shipped(path / "checkpoints", root)
     if not listed:
         raise ValueError(f"{name!r} has no checkpoints: use attn2l or attn1l")
+    _say_own(f"The checkpoints of {name} are")
     verified(*listed, root=root)
     measured = read_json(path / "training.json", root)
     per_step = measured["config"]["batch_rows"] * measured["config"]["n_ctx"]
@@ -426,7 +440,13 @@ def training_curve(name: str = "attn2l") -> list[dict]:
     Keys: `step`, `tokens`, `minutes`, `learning_rate`, `training_loss`, `validation_loss`, `repeat_first`,
     `repeat_second` (nats), and for attention-only models `previous` and `induction` (scores by layer and head).
     """
-    return read_json(folder(name) / "training.json", WEIGHTS.resolve())["metrics"]
+    _say_own(f"The figures of the training of {name} are")
+    return read_json(_shipped_folder(name) / "training.json", WEIGHTS.resolve())["metrics"]
+
+
+def _say_own(what: str) -> None:
+    if profile() != "embedded":
+        print(f"{what} those of the workbook's own model.")
 
 
 def measured(name: str = "lm") -> dict:

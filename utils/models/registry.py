@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.models.files import RANDOM
+
 ROOT = Path(__file__).parents[2]
 HUB = Path(__file__).parent / "hub.toml"
 DTYPES = ("float32", "float16", "bfloat16")
@@ -64,12 +66,16 @@ EMBEDDED = Profile(
 def profile() -> str:
     """What `WORKBOOK_MODELS` names: `embedded` (default), `hub`, or the absolute path of a profile file.
 
+    `random-0` is `embedded` with other weights (`shuffled.py`).
+
     Raises:
         ValueError: the variable holds another word, or the file is missing.
     """
     name = os.environ.get("WORKBOOK_MODELS") or "embedded"
     if name in ("embedded", "hub"):
         return name
+    if RANDOM.fullmatch(name):
+        return "embedded"
     path = ROOT / os.path.expanduser(name)  # a relative one is meant from the workbook's folder, wherever a kernel runs
     if path.suffix != ".toml":
         raise ValueError(f"WORKBOOK_MODELS is {name!r}: set it to embedded, hub, or the path of a profile (.toml)")

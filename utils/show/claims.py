@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from IPython.display import Markdown, display
 
-from utils.runtime import on_own_models
+from utils.runtime import on_own_models, running
 
 BROKEN = 100  # an identity's error must grow so much, at least, when it is broken on purpose
 RESAMPLES = 2_000
 
+NOTHING = "nothing to measure"
+
 _claims: list[tuple[str, str, str, str]] = []
+judged: list[tuple[str, str, str]] = []  # every claim so far: what, the number, and why it doesn't hold (or nothing)
 
 
 def claim(what: str, value, low: float, high: float, control: Mapping[str, float | Sequence[float]]) -> None:
@@ -42,24 +45,22 @@ def claim(what: str, value, low: float, high: float, control: Mapping[str, float
     if not isinstance(control, Mapping) or not control or any(isinstance(v, str) for v in control.values()):
         raise ValueError(f'{what}: a claim takes its control as numbers, control={{"heads shuffled": 0.02}}')
     samples = _samples(value)
-    if samples is None:
+    if not _array(value).size:
+        text, ends = NOTHING, [math.nan]
+    elif samples is None:
         text, ends = _number(value), [float(_array(value).item())]
     else:
         ends = np.quantile(_means(samples), [0.025, 0.975]).tolist()
         text = f"{_number(samples.mean())}, 95 % from {_number(ends[0], 3)} to {_number(ends[1], 3)}"
     said = ", ".join(f"{name}: {_several(v)}" for name, v in control.items())
     _keep(what, text, f"{low:g} to {high:g}", said)
+    problem = _problem(text, ends, low, high, control)
+    judged.append((what, text, problem))
     if not on_own_models():
         print(f"{what}: {text}   (control: {said}; the workbook's own model: {low:g} to {high:g})")
         return
     print(f"{what}: {text}   (control: {said})")
-    for x in ends:
-        assert _within(x, low, high), f"{what} is {text}, outside {low:g} to {high:g}: the text here would be untrue"
-    for name, v in control.items():
-        for x in np.ravel(_array(v)).astype(float):
-            assert not _within(x, low, high), (
-                f"{what}: {name} gives {x:#.3g}, which lies in {low:g} to {high:g} as well: the number shows nothing"
-            )
+    assert not problem, f"{what}: {problem}"
 
 
 def identity(what: str, got, want, tol: float, broken) -> None:
@@ -90,6 +91,9 @@ def findings() -> None:
     rows += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in _claims]
     if not on_own_models():
         rows[:0] = [f"Measured on the models of `WORKBOOK_MODELS={os.environ['WORKBOOK_MODELS']}`.", ""]
+        if running.get("ours"):
+            rows += ["", "The text also says, of the workbook's own models only:", ""]
+            rows += [f"- {sentence}" for sentence in running["ours"]]
     display(Markdown("\n".join(rows)))
 
 
@@ -97,6 +101,17 @@ def _keep(*row: str) -> None:
     if row not in _claims:
         _claims[:] = [c for c in _claims if c[0] != row[0]]  # a cell run twice replaces its row
         _claims.append(row)
+
+
+def _problem(text: str, ends: list[float], low: float, high: float, control: Mapping) -> str:
+    """Why a claim doesn't hold; empty where it does."""
+    if not all(_within(x, low, high) for x in ends):
+        return f"it is {text}, outside {low:g} to {high:g}: the text here would be untrue"
+    for name, v in control.items():
+        for x in np.ravel(_array(v)).astype(float):
+            if _within(x, low, high):
+                return f"{name} gives {x:#.3g}, which lies in {low:g} to {high:g} as well: the number shows nothing"
+    return ""
 
 
 def _within(value: float, low: float, high: float) -> bool:
@@ -114,6 +129,8 @@ def _number(value, digits: int = 4) -> str:
 
 def _several(value) -> str:
     values = np.ravel(_array(value))
+    if not len(values):
+        return NOTHING
     if len(values) == 1:
         return _number(value, digits=3)
     return f"{_number(values.min(), 3)} to {_number(values.max(), 3)} ({len(values)} times)"

@@ -24,6 +24,7 @@ def main() -> int:
         "mutants": "make wrong versions of every solution by rule: the checks must reject them",
         "portable": "run the solved notebooks and the checks' own solutions as other machines would",
         "spread": "say how far a chapter's numbers move from machine to machine",
+        "random-control": "run every chapter on models that have learned nothing, and list the claims that hold",
         "start": "copy the chapters into work/ where no copy stands",
         "update": "bring the copies in work/ up to date, keeping what was written there",
         "progress": "show what is solved",
@@ -47,6 +48,7 @@ def main() -> int:
             "mutants",
             "hints",
             "gpu",
+            "random-control",
         ):
             command.add_argument("chapter", nargs="?", help="number or name; all without it")
         if name == "execute":
@@ -65,6 +67,8 @@ def main() -> int:
         if name == "portable":
             command.add_argument("--setting", help="only this one: noise-1, cpu-default, threads-2, hash-7, …")
             command.add_argument("--sample", action="store_true", help="two short chapters under one seed")
+        if name == "random-control":
+            command.add_argument("--seeds", type=int, default=3, help="how many sets of models")
         if name == "gpu":
             command.add_argument("--device", default="cuda", help="cuda, pretend or cpu")
             command.add_argument("--models", default="embedded", help="embedded or hub")
@@ -163,6 +167,10 @@ def run(args) -> int | None:
         from utils.workbook.gpu import gpu
 
         return min(1, gpu(args.device, args.models, args.chapter))
+    elif args.command == "random-control":
+        from utils.workbook.control import control
+
+        return min(1, control(args.chapter, range(args.seeds)))
     elif args.command == "ndif":
         from utils.workbook.ndif import serve
 

@@ -11,7 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from utils.checks.hints import without_notes
 from utils.workbook import CHAPTERS, README, ROOT, SOLUTIONS, SOURCE, WorkbookError, chapter_names, diagrams, reference
-from utils.workbook.chapters import TASK, as_json, exercise, read_chapter, source_cells, table
+from utils.workbook.chapters import MODELS, TASK, as_json, exercise, read_chapter, source_cells, table
 from utils.workbook.compare import coarse_numbers
 from utils.workbook.files import write_whole
 from utils.workbook.merge import digest
@@ -226,12 +226,15 @@ def with_outputs(new: nbformat.NotebookNode, old: nbformat.NotebookNode) -> nbfo
 
 def readme_with_table(readme: Path, source: Path) -> str:
     """The README with its table of chapters, between the two marker comments, made anew from the sources."""
-    rows = ["| chapter | needs | exercises | hours: core, all | solved |", "| --- | --- | --- | --- | --- |"]
+    head = ["chapter", "needs", "models", "exercises", "hours: core, all", "solved"]
+    rows = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
     for c in table(source):
         title = f"[{c.number} · {c.title}](chapters/{c.name}.ipynb)"
         core = sum(e.core for e in c.exercises)
         counts = f"{len(c.exercises)}, {core} core | {c.minutes(core=True) / 60:.1f}, {c.minutes() / 60:.1f}"
-        rows.append(f"| {title} | {' '.join(c.needs)} | {counts} | [outputs](solutions/{c.name}.ipynb) |")
+        rows.append(
+            f"| {title} | {' '.join(c.needs)} | {MODELS[c.models]} | {counts} | [outputs](solutions/{c.name}.ipynb) |"
+        )
     before, _, rest = readme.read_text(encoding="utf-8").partition("<!-- chapters -->")
     _, _, after = rest.partition("<!-- /chapters -->")
     return "\n".join([f"{before}<!-- chapters -->", *rows, f"<!-- /chapters -->{after}"])

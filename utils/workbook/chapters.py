@@ -4,13 +4,15 @@ A source begins with its front matter, then its heading; number and name come fr
 
     ---
     modules: [induction, composition]
+    models: dual
     needs: ["02", "04"]
     learned: ["find induction heads, and show that they are the cause -> 09", …]
     ---
 
     # 05 · The induction circuit
 
-`learned` completes "You can now …"; after an arrow stand the chapters that use it next.
+`models` says of which models the text is true (`MODELS`); where it loads none, nothing stands there. `learned`
+completes "You can now …"; after an arrow stand the chapters that use it next.
 """
 
 import json
@@ -23,6 +25,12 @@ import yaml
 
 from utils.workbook import SOURCE, WorkbookError, chapter_names
 
+MODELS = {  # as the front matter has it → as the tables of chapters have it
+    "none": "",  # it loads none, or trains its own
+    "any": "any",  # about the method: it holds for all models
+    "dual": "own, others beside",  # the same questions to another model, whose answers may differ
+    "own": "own",  # about the small world
+}
 CORE_FROM = 4  # exercises of this importance and more are on the fast path, where the marker says nothing else
 LONGEST_SITTING = 90  # minutes
 TASK = re.compile(r"#{2,4} Exercise: (.+)")  # the heading of an exercise
@@ -53,6 +61,7 @@ class Chapter:
     modules: tuple[str, ...]
     needs: tuple[str, ...]
     learned: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (what, numbers of the chapters that use it next)
+    models: str = "none"
 
     @property
     def name(self) -> str:
@@ -119,6 +128,7 @@ def read_chapter(path: Path) -> Chapter:
         modules, needs = (about[key] for key in ("modules", "needs"))
         if not all(isinstance(x, list) and all(isinstance(name, str) for name in x) for x in (modules, needs)):
             raise TypeError
+        models = about.get("models", "none")
         learned = tuple(_learned(text) for text in about.get("learned", ()))
     except (TypeError, KeyError, yaml.YAMLError):
         raise WorkbookError(
@@ -127,7 +137,9 @@ def read_chapter(path: Path) -> Chapter:
         ) from None
     if path.stem[:2] != found[2]:
         raise WorkbookError(f"{path.name} has the heading {found[2]!r}: give file and heading the same number.")
-    return Chapter(path, found[2], found[3], tuple(modules), tuple(needs), learned)
+    if models not in MODELS:
+        raise WorkbookError(f"{path.name} states models: {models!r} in its front matter: write {', '.join(MODELS)}.")
+    return Chapter(path, found[2], found[3], tuple(modules), tuple(needs), learned, models)
 
 
 def _learned(text: str) -> tuple[str, tuple[str, ...]]:
@@ -159,12 +171,16 @@ def table(source: Path | None = None) -> list[Chapter]:
 
 def as_json(rows: list[Chapter]) -> str:
     """The table as `chapters/table.json` keeps it, for what must start fast: the lab's pages and the checks."""
+    from utils.workbook.ties import ours_only  # it reads notebooks: what only reads front matters does without
+
     kept = [
         {
             "name": row.name,
             "number": row.number,
             "title": row.title,
             "needs": row.needs,
+            "models": row.models,
+            "ours": ours_only(row.path.read_text(encoding="utf-8")),
             "exercises": [asdict(e) for e in row.exercises],
         }
         for row in rows

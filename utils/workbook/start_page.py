@@ -31,6 +31,8 @@ class Row:
     title: str
     needs: list[str]
     exercises: list[dict]
+    models: str = "none"
+    ours: list[str] = field(default_factory=list)
     states: dict[str, str] = field(default_factory=dict)
     here: bool = True  # there is a copy of it in the learner's folder
 
@@ -206,6 +208,12 @@ def page(chapters: Path = CHAPTERS, work: Path = WORK, base_url: str = "/", docs
     ]
     if fault:
         parts.append(f'<p class="fault" role="alert">{escape(fault)}</p>')
+    if (models := os.environ.get("WORKBOOK_MODELS", "embedded")) not in ("", "embedded"):
+        own = " and ".join(row.number for row in found if row.models == "own")
+        parts.append(
+            f"<p>They run on the models of <code>WORKBOOK_MODELS={escape(models)}</code>; chapters {own}, which are "
+            "about the small world, on the workbook's own.</p>"
+        )
     fresh = not any(row.states for row in found)  # who arrives reads first how it works
     middle = [HOW, _map(found, link), _paths(found)] if fresh else [_map(found, link), _paths(found), HOW]
     parts += [_go_on(found, work, link), *middle, _more(docs, base_url), "</div>"]

@@ -440,6 +440,18 @@ def ours(wanted: str | None = None) -> list[str]:
     return said
 
 
+def ours_only(source: str) -> list[str]:
+    """The sentences, titles and predictions of a source that hold for the course's own models only, numbers aside."""
+    said = []
+    for note in notes(source):
+        in_cell = source.startswith("```", note.start)
+        for words, _, at in marks(note) if note.kind == "ours" else ():
+            said += (
+                [words if in_cell else sentence_at(source, *at).removeprefix("**What you should see.** ")] if at else []
+            )
+    return list(dict.fromkeys(said))
+
+
 def _misfit(source: str, words: str, expression: str, at: tuple[int, int], places: Places) -> str:
     try:
         if (plain := re.fullmatch(r'"([^"#]+)"', expression)) and words.casefold() in plain[1].casefold():
