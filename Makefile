@@ -12,6 +12,7 @@ MODEL ?=
 DTYPE ?=
 DEVICE ?=
 MODELS ?=
+PROFILE ?=
 NDIF ?=
 export NDIF
 
@@ -86,8 +87,8 @@ drift: $(STAMP)  ## are the notebooks as their sources say?
 unit: $(STAMP)  ## unit tests and the proof of the checks
 	@$(RUN) unit || { echo "make unit failed." >&2; exit 1; }
 
-nbval: $(STAMP)  ## run the solved notebooks and compare every output (CHAPTER=01)
-	@$(RUN) nbval $(CHAPTER) || { echo "make nbval failed: the lines above name cell and value." >&2; exit 1; }
+nbval: $(STAMP)  ## run the solved notebooks and compare every output (CHAPTER=01 PROFILE=hub)
+	@$(RUN) nbval $(CHAPTER) $(if $(PROFILE),--profile '$(PROFILE)') || { echo "make nbval failed: the lines above name cell and value." >&2; exit 1; }
 
 mutants: $(STAMP)  ## make wrong versions of every solution by rule: the checks must reject them (CHAPTER=01)
 	@$(RUN) mutants $(CHAPTER) || { echo "make mutants failed: too many of the mutants above were accepted." >&2; exit 1; }
@@ -105,8 +106,8 @@ random-control: $(STAMP)  ## run the chapters on models that have learned nothin
 notebooks: $(STAMP)  ## write chapters/ and solutions/ from the sources
 	@$(RUN) build $(CHAPTER)
 
-execute: $(STAMP)  ## run solved notebooks and record their outputs as references (CHAPTER=01 ONLY=changed)
-	@$(RUN) execute $(CHAPTER) $(if $(filter changed,$(ONLY)),--changed)
+execute: $(STAMP)  ## run solved notebooks and record their outputs as references (CHAPTER=01 ONLY=changed PROFILE=hub)
+	@$(RUN) execute $(CHAPTER) $(if $(PROFILE),--profile '$(PROFILE)') $(if $(filter changed,$(ONLY)),--changed)
 
 spread: $(STAMP)  ## say how far a chapter's numbers move from machine to machine (CHAPTER=01 SEEDS=8)
 	@$(RUN) spread $(CHAPTER) $(if $(SEEDS),--seeds $(SEEDS))

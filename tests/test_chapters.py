@@ -1,5 +1,6 @@
 """The table of chapters: read from the sources' first lines, true of the files, and clear about what is wrong."""
 
+import ast
 import importlib
 import re
 
@@ -33,6 +34,20 @@ def test_a_chapter_that_loads_a_model_says_of_which_it_is_true_and_settles_it_fi
     else:
         assert first.count(settled) == 1 and not re.search(r"= load", first.partition(settled)[0])
         assert "settle_models(" not in "\n".join(others)
+
+
+def is_rounding(bound):
+    return any(isinstance(n, ast.Constant) and type(n.value) is float and n.value <= 1e-3 for n in ast.walk(bound))
+
+
+@pytest.mark.parametrize("row", table(), ids=lambda row: row.number)
+def test_a_plain_assert_compares_for_equality_so_that_no_model_can_break_it(row):
+    ordered = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+    for code in code_of(row):
+        asserts = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Assert)]
+        for node in (part for found in asserts for part in ast.walk(found)):
+            if isinstance(node, ast.Compare) and any(isinstance(op, ordered) for op in node.ops):
+                assert is_rounding(node.comparators[-1]), f"make it a claim: {ast.unparse(node)}"
 
 
 def test_an_unknown_word_for_the_models_is_refused(tmp_path):

@@ -6,14 +6,17 @@ import shutil
 
 import fake_hub
 import huggingface_hub.constants
+import nbformat
 import pytest
 import torch
+from nbformat.v4 import new_code_cell, new_notebook
 from sae_lens import HookedSAETransformer
 from safetensors.torch import load_file, save_file
 
 from utils import models, runtime, show, world
 from utils.models import loading, registry
 from utils.runtime import device
+from utils.workbook import WorkbookError, execute
 
 
 @pytest.fixture(scope="module")
@@ -305,3 +308,48 @@ def test_a_folder_that_lacks_its_weights(own):
     (root / "model" / "config.json").write_text(json.dumps({"model_type": "gpt2"})[:-1])
     with pytest.raises(models.DamagedWeightsError, match="copy it again"):
         models.load("lm")
+
+
+# ---------------------------------------------------------------- references of other models
+
+
+def test_nothing_is_recorded_from_weights_that_are_absent_or_random(hub, own, monkeypatch, tmp_path):
+    monkeypatch.setattr(execute, "_run", None)
+    for profile, said in (
+        ("random-0", "needs the real weights, and these are random"),
+        ("hub", r"lm predicts a text at \d+\.\d nats a token, where guessing costs 6\.\d"),
+    ):
+        with pytest.raises(WorkbookError, match=f"^Nothing was recorded: execute PROFILE={profile} .*{said}"):
+            execute.execute("04", tmp_path, profile=profile)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(WorkbookError, match="needs the real weights.*connect to the network"):
+        execute.execute("04", tmp_path, profile="hub")
+    monkeypatch.setenv("WORKBOOK_MODELS", "random-0")  # the variable alone says it, too
+    with pytest.raises(WorkbookError, match="these are random"):
+        execute.execute("04", tmp_path)
+
+
+def test_references_of_real_weights_have_a_folder_of_their_own(own, tmp_path, monkeypatch):
+    root = own(f'[models.lm]\nsource = "{models.WEIGHTS / "pico-gpt"}"\n')
+    monkeypatch.setattr(execute, "_run", lambda notebook, path: notebook.cells[0].update(execution_count=1))
+    monkeypatch.setattr(execute, "chapter_names", lambda wanted: ["01_a"])
+    monkeypatch.setattr(execute, "settle", list)
+    nbformat.write(new_notebook(cells=[new_code_cell("1")]), tmp_path / "01_a.ipynb")
+    before = (tmp_path / "01_a.ipynb").read_bytes()
+    execute.execute("01", tmp_path, profile=str(root / "mine.toml"))
+    assert (tmp_path / "mine" / "01_a.ipynb").exists() and (tmp_path / "01_a.ipynb").read_bytes() == before
+
+
+def test_what_is_not_recorded_is_run_and_not_compared(monkeypatch, capsys, tmp_path):
+    called = []
+    monkeypatch.setattr(execute.subprocess, "call", lambda command, **how: called.append((command, how["env"])) or 0)
+    monkeypatch.setenv("WORKBOOK_MODELS", "")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert execute.nbval("04", profile="hub") == 0
+    assert capsys.readouterr().out == "not recorded on hub: 04_inspection; every cell must run\n"
+    ((command, environment),) = called
+    assert "--nbval-lax" in command and "--nbval" not in command and environment["WORKBOOK_MODELS"] == "hub"
+    assert command[-1] == "solutions/04_inspection.ipynb" and "HF_HUB_OFFLINE" not in environment
+    monkeypatch.setattr(execute.references, "folder", lambda profile: execute.SOLUTIONS)  # as if they were recorded
+    assert execute.nbval("04", profile="hub") == 0 and "--nbval" in called[1][0]
+    assert capsys.readouterr().out == ""

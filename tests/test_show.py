@@ -79,6 +79,11 @@ def test_on_other_models_a_claim_reports_and_asserts_nothing(capsys, monkeypatch
     for value in (0.2, float("nan"), [0.1, 0.7], 0):
         show.claim("share", value, 0.5, 0.9, control={"shuffled": 0.6})
     assert "share: 0.2000   (control: shuffled: 0.600; the workbook's own model: 0.5 to 0.9)" in capsys.readouterr().out
+    show.claim("of none", torch.zeros(0), 0.5, 0.9, control={"shuffled": []})
+    assert "of none: nothing to measure   (control: shuffled: nothing to measure;" in capsys.readouterr().out
+    show.identity("effects", 1e-6, 1e-6, 1e-4, broken=0.0)
+    with pytest.raises(AssertionError, match="the largest difference"):
+        show.identity("effects", 1e-2, 1e-6, 1e-4, broken=0.0)
     show.findings()
     assert said[0].startswith("Measured on the models of `WORKBOOK_MODELS=hub`.\n\n| claim | measured | the workbook's")
     monkeypatch.setenv("WORKBOOK_MODELS", "embedded")

@@ -73,7 +73,8 @@ def identity(what: str, got, want, tol: float, broken) -> None:
         broken: `got` again, of a version with a fault put in: it must miss `want` by at least 100 times `tol`.
 
     Raises:
-        AssertionError: the results differ, or the broken version would hardly be told from them.
+        AssertionError: the results differ, or, on the workbook's own models, the broken version would hardly be told
+            from them.
         ValueError: shapes that differ.
     """
     off, wrong = _difference(what, got, want), _difference(what, broken, want)
@@ -81,7 +82,10 @@ def identity(what: str, got, want, tol: float, broken) -> None:
     _keep(what, text, f"at most {tol:g}", said)
     print(f"{what}: {text}   ({said})")
     assert off <= tol, f"{what}: the largest difference is {off:#.3g}, more than {tol:g}"
-    assert wrong >= BROKEN * tol, f"{what}: broken, it is off by {wrong:#.3g} only, not by {BROKEN} times {tol:g}"
+    # How far a fault throws a result off is a model's own: on others than ours it is shown, not asserted.
+    assert wrong >= BROKEN * tol or not on_own_models(), (
+        f"{what}: broken, it is off by {wrong:#.3g} only, not by {BROKEN} times {tol:g}"
+    )
 
 
 def findings() -> None:

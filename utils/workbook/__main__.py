@@ -51,6 +51,8 @@ def main() -> int:
             "random-control",
         ):
             command.add_argument("chapter", nargs="?", help="number or name; all without it")
+        if name in ("execute", "nbval"):
+            command.add_argument("--profile", help="other models than the workbook's own, as in WORKBOOK_MODELS")
         if name == "execute":
             command.add_argument("--changed", action="store_true", help="as far as the last cell that has changed")
         if name == "mistakes":
@@ -124,11 +126,11 @@ def run(args) -> int | None:
     elif args.command == "execute":
         from utils.workbook.execute import execute
 
-        print("\n".join(execute(args.chapter, changed=args.changed)))
+        print("\n".join(execute(args.chapter, changed=args.changed, profile=args.profile)))
     elif args.command == "nbval":
         from utils.workbook.execute import nbval
 
-        return nbval(args.chapter)
+        return nbval(args.chapter, profile=args.profile)
     elif args.command == "unit":
         from utils.workbook.execute import run_pytest
 

@@ -24,6 +24,7 @@ PARTS = {
     "named mistakes": [*WORKBOOK, "mistakes"],
     "mutants": [*WORKBOOK, "mutants"],
     "other machines": [*WORKBOOK, "portable"],
+    "models that have learned nothing": [*WORKBOOK, "random-control"],
     "bad answers": [*PYTEST, "tests/test_poison.py"],
     "wrong answers from outside": [
         *PYTEST,
