@@ -118,6 +118,37 @@ def attention_pattern(
     return scores.masked_fill(future, -torch.inf).softmax(dim=-1)
 
 
+def change_without(
+    model: HookedTransformer, tokens: Int[Tensor, "batch pos"], dropped: int, start: int
+) -> Float[Tensor, "layer head"]:
+    """How much each head's z changes when the token at position `dropped` is taken out
+    of every text.
+
+    At each token from position `start` on: the length of the difference, as a share of
+    the length of z in the whole text; then the mean over texts and tokens.
+
+    Raises:
+        ValueError: `dropped` is not before `start`, or `start` not in the text.
+    """
+    if not 0 <= dropped < start < tokens.shape[1]:
+        raise ValueError(
+            f"{dropped}, {start}: take out a token before the first that is compared,"
+            f" which is one of {tokens.shape[1]}"
+        )
+    others = torch.cat([tokens[:, :dropped], tokens[:, dropped + 1 :]], dim=1)
+    whole, rest = (
+        model.run_with_cache(ids, names_filter=lambda name: name.endswith("hook_z"))[1]
+        for ids in (tokens, others)
+    )
+    changes = []
+    for layer in range(model.cfg.n_layers):
+        z = whole["z", layer][:, start:]
+        # Behind the gap every token stands one place earlier.
+        difference = rest["z", layer][:, start - 1 :] - z
+        changes.append((difference.norm(dim=-1) / z.norm(dim=-1)).mean(dim=(0, 1)))
+    return torch.stack(changes)
+
+
 # ---------------------------------------------------------------- neurons
 
 
@@ -137,6 +168,28 @@ def top_tokens(
         (str_tokens[place], value)
         for place, value in zip(places.tolist(), values.tolist(), strict=True)
     ]
+
+
+def promoted_share(
+    activations: Float[Tensor, "token neuron"],
+    next_tokens: Int[Tensor, "token"],
+    W_out: Float[Tensor, "neuron d_model"],
+    W_U: Float[Tensor, "d_model d_vocab"],
+    n: int = 10,
+    k: int = 30,
+) -> Float[Tensor, "neuron"]:
+    """Do a neuron's two ends agree? Of the n tokens on which it is most active, the
+    share whose next token is among the k that its output vector promotes most.
+
+    What it promotes is what it would add to the logits, `W_out @ W_U` (Geva et al.
+    2021).
+    """
+    strongest = activations.topk(n, dim=0).indices
+    followed_by = next_tokens[strongest].T
+    promoted = (W_out @ W_U).topk(k, dim=-1).indices
+    # [neuron n k]: is this next token that promoted one?
+    found = followed_by[:, :, None] == promoted[:, None, :]
+    return found.any(dim=-1).float().mean(dim=-1)
 
 
 def f1_score(predicted: Bool[Tensor, "token"], labels: Bool[Tensor, "token"]) -> float:

@@ -1,5 +1,6 @@
 """What chapter 04 asks of a learner's functions."""
 
+import copy
 from functools import partial
 
 import torch
@@ -10,8 +11,8 @@ from transformer_lens.utilities import get_act_name
 
 from utils import inspection as ins
 from utils.checks.compare import difference
-from utils.checks.engine import Chapter
-from utils.checks.models import noise, random_tokens, small_gpt
+from utils.checks.engine import MEASURED, Chapter
+from utils.checks.models import noise, random_tokens, small_gpt, tokens
 from utils.runtime import device
 
 chapter = Chapter(ins)
@@ -319,6 +320,185 @@ def _(q, k):
     q, k = q.transpose(1, 2), k.transpose(1, 2)
     identity = torch.eye(k.shape[-2], device=q.device).expand(*k.shape[:-1], -1)
     return nn.functional.scaled_dot_product_attention(q, k, identity, is_causal=True)
+
+
+# ---- change_without ----
+
+change_without = exercise(ins.change_without, without=MEASURED)
+
+
+@change_without.cases
+def _():
+    yield small_gpt(2, 3), random_tokens(2, 9), 0, 5
+    yield small_gpt(3, 5), random_tokens(3, 8, seed=1), 2, 3
+    yield small_gpt(2, 3), random_tokens(1, 6, seed=2), 1, 5
+
+
+@change_without.refused
+def _():
+    yield small_gpt(2, 3), random_tokens(2, 9), 5, 5
+    yield small_gpt(2, 3), random_tokens(2, 9), 6, 5
+    yield small_gpt(2, 3), random_tokens(2, 9), -1, 5
+    yield small_gpt(2, 3), random_tokens(2, 9), 0, 9
+
+
+def z_of(model, tokens):
+    cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_z"))[1]
+    return torch.stack([cache["z", layer] for layer in range(model.cfg.n_layers)])
+
+
+def without(tokens, dropped):
+    return torch.cat([tokens[:, :dropped], tokens[:, dropped + 1 :]], dim=1)
+
+
+def relative(new, old, over=None, dims=(1, 2)):
+    return ((new - old).norm(dim=-1) / (old if over is None else over).norm(dim=-1)).mean(dims)
+
+
+@change_without.mistake("behind the gap every token stands one place earlier: compare each with itself")
+def _(model, tokens, dropped, start):
+    if not dropped < start < tokens.shape[1]:
+        raise ValueError
+    whole, rest = z_of(model, tokens)[:, :, start:], z_of(model, without(tokens, dropped))[:, :, start:]
+    return relative(rest, whole[:, :, : rest.shape[2]])
+
+
+@change_without.mistake("you always took out the first token: `dropped` says which")
+def _(model, tokens, dropped, start):
+    return relative(z_of(model, tokens[:, 1:])[:, :, start - 1 :], z_of(model, tokens)[:, :, start:])
+
+
+@change_without.mistake("put nothing in its place: the token is taken out, and the text is one shorter")
+def _(model, tokens, dropped, start):
+    other = tokens.clone()
+    other[:, dropped] = 0
+    return relative(z_of(model, other)[:, :, start:], z_of(model, tokens)[:, :, start:])
+
+
+@change_without.mistake("the share is of z in the whole text, not of z without the token")
+def _(model, tokens, dropped, start):
+    new = z_of(model, without(tokens, dropped))[:, :, start - 1 :]
+    return relative(new, z_of(model, tokens)[:, :, start:], over=new)
+
+
+@change_without.mistake("that is a length: divide it by the length of z in the whole text")
+def _(model, tokens, dropped, start):
+    new, old = z_of(model, without(tokens, dropped))[:, :, start - 1 :], z_of(model, tokens)[:, :, start:]
+    return (new - old).norm(dim=-1).mean((1, 2))
+
+
+@change_without.mistake("you averaged z before you took its length: changes in opposite directions cancel")
+def _(model, tokens, dropped, start):
+    new, old = z_of(model, without(tokens, dropped))[:, :, start - 1 :], z_of(model, tokens)[:, :, start:]
+    return (new.mean((1, 2)) - old.mean((1, 2))).norm(dim=-1) / old.mean((1, 2)).norm(dim=-1)
+
+
+@change_without.mistake("you compared all tokens behind the gap: begin at `start`")
+def _(model, tokens, dropped, start):
+    return relative(z_of(model, without(tokens, dropped))[:, :, dropped:], z_of(model, tokens)[:, :, dropped + 1 :])
+
+
+@change_without.law("where places don't matter and the heads move the same from every token, nothing may change")
+def _(change_without):
+    model = copy.deepcopy(small_gpt(2, 3))
+    model.pos_embed.W_pos[:] = 0  # places don't matter
+    for block in model.blocks:
+        block.attn.W_V[:] = 0
+    return change_without(model, random_tokens(2, 9, seed=3), 1, 4).abs().max() < 1e-4
+
+
+@change_without.right
+def _(model, tokens, dropped, start):
+    keep = [place for place in range(tokens.shape[1]) if place != dropped]
+    if dropped < 0 or dropped >= start or start >= tokens.shape[1]:
+        raise ValueError("take out a token before the first that is compared")
+    new, old = z_of(model, tokens[:, keep]), z_of(model, tokens)
+    sizes = [
+        (new[:, :, place - 1] - old[:, :, place]).pow(2).sum(-1).sqrt() / old[:, :, place].pow(2).sum(-1).sqrt()
+        for place in range(start, tokens.shape[1])
+    ]
+    return torch.stack(sizes).mean((0, 2))
+
+
+# ---- promoted_share ----
+
+promoted_share = exercise(ins.promoted_share, without=MEASURED)
+
+
+def _memories(n_tokens, neurons, d_model, d_vocab, seed=0):
+    """Activations of which some know what comes next."""
+    W_out, W_U = noise(neurons, d_model, seed=seed), noise(d_model, d_vocab, seed=seed + 1)
+    following = tokens(n_tokens, seed=seed + 2, below=d_vocab)
+    known = (W_out @ W_U)[:, following].T
+    return known * 0.5 + noise(n_tokens, neurons, seed=seed + 3, scale=2.0), following, W_out, W_U
+
+
+@promoted_share.cases
+def _():
+    yield *_memories(60, 7, 5, 23), 8, 4
+    yield *_memories(41, 5, 6, 19, seed=9), 5, 1
+    yield _memories(80, 4, 7, 90, seed=20)
+
+
+def _shares(activations, following, W_out, W_U, n=10, k=30, largest=True, promoted=True, kind="any"):
+    followed_by = following[activations.topk(n, dim=0, largest=largest).indices].T
+    known = (W_out @ W_U).topk(k, dim=-1, largest=promoted).indices
+    found = followed_by[:, :, None] == known[:, None, :]
+    return getattr(found, kind)(dim=-1).float().mean(-1)
+
+
+@promoted_share.mistake("those are the tokens on which it is least active")
+def _(activations, next_tokens, W_out, W_U, n=10, k=30):
+    return _shares(activations, next_tokens, W_out, W_U, n, k, largest=False)
+
+
+@promoted_share.mistake("those are the tokens that it makes least likely: the promoted ones have the largest logits")
+def _(activations, next_tokens, W_out, W_U, n=10, k=30):
+    return _shares(activations, next_tokens, W_out, W_U, n, k, promoted=False)
+
+
+@promoted_share.mistake("you took the largest absolute activations: a neuron that is below zero is not active")
+def _(activations, next_tokens, W_out, W_U, n=10, k=30):
+    return _shares(activations.abs(), next_tokens, W_out, W_U, n, k)
+
+
+@promoted_share.mistake("that is the share of the promoted tokens that follow: asked is that of the n next tokens")
+def _(activations, next_tokens, W_out, W_U, n=10, k=30):
+    followed_by = next_tokens[activations.topk(n, dim=0).indices].T
+    known = (W_out @ W_U).topk(k, dim=-1).indices
+    return (followed_by[:, :, None] == known[:, None, :]).any(1).float().mean(-1)
+
+
+@promoted_share.mistake("`next_tokens` is shifted already: entry i is what follows token i")
+def _(activations, next_tokens, W_out, W_U, n=10, k=30):
+    return _shares(activations, next_tokens.roll(-1), W_out, W_U, n, k)
+
+
+@promoted_share.mistake("n and k are exchanged: n tokens of the text, k of the vocabulary")
+def _(activations, next_tokens, W_out, W_U, n=10, k=30):
+    return _shares(activations, next_tokens, W_out, W_U, k, n)
+
+
+@promoted_share.mistake("that is one number for all: each neuron has its own share")
+def _(activations, next_tokens, W_out, W_U, n=10, k=30):
+    return _shares(activations, next_tokens, W_out, W_U, n, k).mean()
+
+
+@promoted_share.law("a neuron that writes one token's direction just before that token must have a share of 1")
+def _(promoted_share):
+    one_each = torch.eye(6, device=device())
+    following = torch.arange(6, device=device()).repeat(3)
+    return promoted_share(one_each[following], following, one_each, one_each, n=3, k=1).tolist() == [1.0] * 6
+
+
+@promoted_share.right
+def _(activations, next_tokens, W_out, W_U, n=10, k=30):
+    logits, out = W_out @ W_U, []
+    for neuron in range(len(W_out)):
+        best = set(logits[neuron].argsort(descending=True)[:k].tolist())
+        places = activations[:, neuron].argsort(descending=True)[:n]
+        out.append(sum(t in best for t in next_tokens[places].tolist()) / n)
+    return torch.tensor(out, device=W_out.device)
 
 
 # ---- top_tokens ----

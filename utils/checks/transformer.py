@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from utils import transformer as tf
+from utils import variants
 from utils.checks.compare import difference
 from utils.checks.engine import Chapter
 from utils.checks.models import CFG, filled, noise, tokens
 
-chapter = Chapter(tf)
+chapter = Chapter(tf, variants)
 exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
 LARGE_EPS = dataclasses.replace(CFG, layer_norm_eps=0.3)
