@@ -488,7 +488,7 @@ def _(activations, next_tokens, W_out, W_U, n=10, k=30):
 def _(promoted_share):
     one_each = torch.eye(6, device=device())
     following = torch.arange(6, device=device()).repeat(3)
-    return promoted_share(one_each[following], following, one_each, one_each, n=3, k=1).tolist() == [1.0] * 6
+    return promoted_share(one_each[following], following, one_each, one_each, n=3, k=1).min() > 0.999
 
 
 @promoted_share.right

@@ -138,14 +138,15 @@ def _(x, w, eps=1e-6):
 
 # ---------------------------------------------------------------- rotate
 
-rotate = chapter.exercise(variants.rotate)
+# An angle of many radians is exact to fewer decimals.
+rotate = chapter.exercise(variants.rotate, atol=2e-4)
 
 
 @rotate.cases
 def _():
     yield numbers(2, 5, 3, 8), torch.arange(5)
-    yield numbers(1, 4, 2, 6, seed=1), torch.tensor([9, 2, 40, 0]), 100.0
-    yield numbers(3, 2, 4, 2, seed=2), torch.tensor([64, 65])
+    yield numbers(1, 4, 2, 6, seed=1), torch.tensor([9, 2, 14, 0]), 100.0
+    yield numbers(3, 2, 4, 2, seed=2), torch.tensor([16, 17])
     yield numbers(2, 6, 1, 4, seed=3), torch.arange(6), 7.0
 
 
@@ -208,15 +209,15 @@ def _(rotate):
     def score(at_q, at_k):
         return (rotate(q, torch.tensor([at_q])) * rotate(k, torch.tensor([at_k]))).sum()
 
-    near = torch.allclose(score(7, 3), score(57, 53), atol=1e-4)
-    return near and not torch.allclose(score(7, 3), score(7, 5), atol=1e-3)
+    near = torch.allclose(score(7, 3), score(17, 13), atol=1e-3)
+    return near and not torch.allclose(score(7, 3), score(7, 5), atol=1e-2)
 
 
 @rotate.law("turning must not change a vector's length, and position 0 changes nothing")
 def _(rotate):
     x = numbers(2, 3, 2, 6, seed=6)
     out = rotate(x, torch.tensor([0, 5, 11]))
-    return torch.allclose(out.norm(dim=-1), x.norm(dim=-1), atol=1e-4) and torch.allclose(out[:, 0], x[:, 0], atol=1e-6)
+    return torch.allclose(out.norm(dim=-1), x.norm(dim=-1), atol=1e-3) and torch.allclose(out[:, 0], x[:, 0], atol=1e-6)
 
 
 @rotate.right
