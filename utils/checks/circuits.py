@@ -180,6 +180,9 @@ def _():
         acts = _active(sae_from, tokens)
         error = _error(sae_from, tokens) if i != 1 else None
         yield acts.values * 1.1, acts.indices, tuple(acts.shape), sae_from, sae_to, lm_model(), error
+        if i == 0:  # no latent at the last positions
+            early = acts.indices[:, 1] < 4
+            yield acts.values[early], acts.indices[early], tuple(acts.shape), sae_from, sae_to, lm_model(), error
 
 
 def _later(values, indices, shape, sae_from, sae_to, model, error=None, first=None, last=None, decode=None, pre=False):

@@ -712,6 +712,7 @@ get_comp_score = exercise(com.get_comp_score)
 def _():
     yield noise(5, 7), noise(7, 4, seed=1)
     yield noise(6, 6), noise(6, 6, seed=1)
+    yield 1e-6 * noise(5, 4), noise(4, 3, seed=1)
 
 
 @get_comp_score.refused

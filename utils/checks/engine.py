@@ -35,6 +35,7 @@ import inspect
 import itertools
 import sys
 import time
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -102,7 +103,10 @@ class Exercise:
     - "again": called with other random numbers and without gradients it is right too, draws anew where the solution
       does and only there, and does not seed;
     - "seed": another seed given, another result, the solution's;
-    - "gradients": where the solution's result carries a gradient, the answer's does too, and the same.
+    - "gradients": where the solution's result carries a gradient, the answer's does too, and the same, for arguments
+      and for parameters, a class's own too;
+    - "one pass": what is an `Iterable` by its annotation may be a generator;
+    - "batch of one": tensors with a dimension `batch` may hold one row.
 
     Args:
         use: calls the answer with a case's arguments; by default plainly.
@@ -261,7 +265,8 @@ class Exercise:
                 t.requires_grad_(True)
             with torch.enable_grad(), watch.over(fn) as watched:
                 result = self.use(watched, *args)
-                return guards.gradients(result, [t for _, t in inputs]), inputs
+                reached = [*inputs, *watch.parameters.items()]
+                return guards.gradients(result, [t for _, t in reached]), reached
         except (TookTooLong, Interrupted):
             raise
         except BaseException as error:
@@ -441,7 +446,14 @@ class _Judge:
 
     # -------- what every exercise asks
     def _asked_of_all(self, cases, wants, gots) -> list[str]:
-        asked = {"defaults": self._defaults, "again": self._again, "seed": self._seed, "gradients": self._gradients}
+        asked = {
+            "defaults": self._defaults,
+            "again": self._again,
+            "seed": self._seed,
+            "gradients": self._gradients,
+            "one pass": self._one_pass,
+            "batch of one": self._batch_of_one,
+        }
         for name, ask in asked.items():
             if name not in self.exercise.without and (said := ask(cases, wants, gots)):
                 return [said]
@@ -515,13 +527,17 @@ class _Judge:
             ours, inputs = exercise.gradients(exercise.solution, args)
             if isinstance(ours, str) or ours is None:
                 continue
-            mine, _ = self._limited(exercise.gradients, self.fn, args)
+            mine, theirs = self._limited(exercise.gradients, self.fn, args)
             if isinstance(mine, str):
                 return f"where its input needs gradients, it {mine}"
-            if mine is None and not inputs:
+            if mine is None and all(name.startswith("self.") for name, _ in inputs):
                 return "your result carries no gradient, so nothing could be trained: no detach, numpy or no_grad here"
+            own = {name: i for i, (name, _) in enumerate(theirs) if name.startswith("self.")}
             for i, (name, at) in enumerate(inputs):
-                said = guards.another_gradient(mine[i] if mine else None, ours[i], at)
+                place = own.get(name) if name.startswith("self.") else i
+                if place is None:  # an answer's class may keep its weights under other names
+                    continue
+                said = guards.another_gradient(mine[place] if mine else None, ours[i], at)
                 if said == "cut":
                     return (
                         f"no gradient reaches `{name}` through your result: no detach, .item(), numpy or no_grad here"
@@ -529,6 +545,73 @@ class _Judge:
                 if said:
                     return f"right numbers, but another gradient with respect to `{name}`: is a part of it detached?"
         return None
+
+    def _one_pass(self, cases, wants, gots) -> str | None:
+        iterables = [n for n, p in guards.signature_of(self.exercise.solution).items() if _is_iterable(p.annotation)]
+        if not iterables or isinstance(self.exercise.solution, type):
+            return None
+
+        def once(name, value, annotation):
+            return value if name not in iterables or isinstance(value, str) else iter(value)
+
+        said = self._with_other_arguments(once, cases, wants)
+        return said and f"where `{iterables[0]}` can be walked through only once, as a generator: {said}"
+
+    def _batch_of_one(self, cases, wants, gots) -> str | None:
+        annotations = [p.annotation for p in guards.signature_of(self.exercise.solution).values()]
+        # What else is given may hold as many things as there are rows: a cache, a list of answers.
+        if not self.exercise._plain or not all(map(_tensor_or_plain, annotations)):
+            return None
+        if not any("batch" in _dims(a) for a in annotations):
+            return None
+
+        def first_row(name, value, annotation):
+            dims = _dims(annotation)
+            if not isinstance(value, torch.Tensor) or "batch" not in dims or len(dims) != value.ndim:
+                return value
+            return value.narrow(dims.index("batch"), 0, 1)
+
+        said = self._with_other_arguments(first_row, cases, wants)
+        return said and f"right, but not for a batch of one: {said}"
+
+    def _with_other_arguments(self, change: Callable, cases, wants) -> str | None:
+        """What is wrong where each argument is changed by `change(name, value, annotation)`, if the solution is right
+        there too."""
+        ours, mine = (_changed(fn, self.exercise.solution, change) for fn in (self.exercise.solution, self.fn))
+        for args, want in zip(cases, wants, strict=True):
+            other = self.exercise._run(ours, args)
+            if other.error is None and want.error is None:
+                got = self._limited(self.exercise._run, mine, args)
+                if said := self._compare(got, other, args):
+                    return said
+        return None
+
+
+def _dims(annotation: object) -> list[str]:
+    return getattr(annotation, "dim_str", "").split()
+
+
+def _tensor_or_plain(annotation: object) -> bool:
+    kinds = typing.get_args(annotation) or (annotation,)
+    return all(hasattr(kind, "dim_str") or kind in (bool, int, float, str, type(None)) for kind in kinds)
+
+
+def _is_iterable(annotation: object) -> bool:
+    return any(typing.get_origin(a) is Iterable for a in (annotation, *typing.get_args(annotation)))
+
+
+def _changed(fn: Callable, solution: Callable, change: Callable) -> Callable:
+    """`fn`, called with other arguments."""
+    signature = inspect.signature(solution)
+
+    @functools.wraps(fn, updated=())
+    def changed(*args, **kwargs):
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            bound.arguments[name] = change(name, value, signature.parameters[name].annotation)
+        return fn(*bound.args, **bound.kwargs)
+
+    return changed
 
 
 def _part(outcome: Outcome, part: Callable) -> Outcome:

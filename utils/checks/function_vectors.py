@@ -68,6 +68,7 @@ def _():
     yield PAIRS[2:4], "qa"
     yield PAIRS[5:6], "arrow"
     yield PAIRS[:5], "table"
+    yield [("hot", "cold"), ("hot", "big"), ("big", "small")], "arrow"  # one word twice
 
 
 def _sequence(prompt=None, completion=None):
@@ -142,6 +143,11 @@ def _labels_fault(old, new) -> str:
     return "right" if any(y == "the" for _, y in shots) or len(shots) < 60 else "drawn from elsewhere"
 
 
+def _labels_by_seed(clean) -> tuple[bool, bool]:
+    one, again, other = (clean.create_corrupted_dataset(s, labels=[*OPPOSITES.values()]).prompts for s in (2, 2, 3))
+    return one == again, clean.n_prepended == 0 or one != other
+
+
 def _use_dataset(cls, n_prepended, seed, layout):
     clean = cls(PAIRS, 12, n_prepended, seed=seed, layout=layout)
     others = [clean.create_corrupted_dataset(s) for s in (0, 1)]
@@ -154,6 +160,7 @@ def _use_dataset(cls, n_prepended, seed, layout):
         "its layout": others[0].layout,
         "the seed matters": n_prepended < 3 or others[0].prompts != others[1].prompts,
         "corrupted=True still right": pairs_exist,
+        "labels given, the seed matters": _labels_by_seed(clean),
         "labels given": _labels_fault(clean, clean.create_corrupted_dataset(0, labels=[*OPPOSITES.values(), "the"])),
     }
 

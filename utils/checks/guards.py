@@ -213,6 +213,7 @@ class Watch:
 
     def __init__(self, solution: Callable, in_place: Mapping[str, str], seed: int | None = None):
         self.in_place, self.left, self.random, self._seed = in_place, [], [], seed
+        self._modules: list[nn.Module] = []
         self._memories, self._depth = [], 0
         self._names = parameters_of(solution)
 
@@ -236,6 +237,12 @@ class Watch:
                 memory.restore()
             self.left = [*self.left, *kernel.restore()]
 
+    @property
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Those of the objects whose methods were called, as `self.W`."""
+        found = {id(module): module for module in self._modules}.values()
+        return {f"self.{name}": p for m in found for name, p in m.named_parameters() if p.requires_grad}
+
     def _watched(self, fn: Callable, skip: int) -> Callable:
         names = parameters_of(fn) if skip else self._names
 
@@ -243,6 +250,8 @@ class Watch:
         def watched(*args, **kwargs):
             if self._depth:
                 return fn(*args, **kwargs)
+            if skip and args and isinstance(args[0], nn.Module):
+                self._modules.append(args[0])
             memory, self._depth = Memory(), 1
             for i, value in enumerate(args[skip:], skip):
                 name = names[i] if i < len(names) else f"argument {i + 1}"

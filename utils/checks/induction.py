@@ -479,6 +479,7 @@ in_context_learning_score = exercise(ind.in_context_learning_score)
 def _():
     yield noise(5, 13).abs().neg(), slice(1, 3), slice(8, 13)
     yield noise(3, 20, seed=1).abs().neg(), slice(0, 5), slice(19, 20)
+    yield noise(3, 14, seed=2).abs().neg(), slice(0, 7, 2), slice(8, None, 3)
 
 
 @in_context_learning_score.mistake("your sign is turned round: the late loss minus the early loss")
@@ -525,6 +526,7 @@ def attribution_inputs(model, tokens):
 @logit_attribution.cases
 def _():
     yield noise(13, 10), noise(13, 3, 10, seed=1), noise(13, 3, 10, seed=2), noise(10, 19), random_tokens(1, 13)[0]
+    yield noise(9, 10), noise(9, 3, 10, seed=1), noise(9, 5, 10, seed=2), noise(10, 19), random_tokens(1, 9)[0]
     yield attribution_inputs(small_attn(), repeated(1)[0])
     yield attribution_inputs(small_attn(2, 5), random_tokens(1, 11)[0])
     yield attribution_inputs(real_attn(), real_repeated(1, 10)[0])

@@ -33,7 +33,7 @@ def _():
 
 @stack_over_layers.refused
 def _():
-    for path in ("attn.W_X", "mlq.W_in"):
+    for path in ("attn.W_X", "mlq.W_in", "W_Q"):
         yield small_gpt(4, 3), path
 
 
@@ -153,6 +153,8 @@ def _():
     yield (small_gpt(12, 2).run_with_cache(random_tokens(1, 7), names_filter=lambda n: "hook_z" in n)[1],)
     mixed = {"hook_embed": torch.zeros(2, 3), "blocks.0.hook_x": torch.zeros(4, 2, dtype=torch.float64)}
     yield (ActivationCache(mixed, small_gpt(4, 3)),)
+    views = {"hook_embed": torch.zeros(9, 3)[:2], "blocks.0.hook_x": torch.zeros(1, 3).expand(5, 3)}
+    yield (ActivationCache(views, small_gpt(4, 3)),)
 
 
 def sizes(cache, key, size):
@@ -705,17 +707,17 @@ def use_hook_point(HookPoint, kind):
     """What comes out of a hook point with some hooks on it, and what they have seen."""
     point, seen = HookPoint("here"), []
 
-    def look(x, hook):
+    def look(x, *, hook):
         seen.append((hook is point, x.clone()))
 
-    def double(x, hook):
+    def double(x, *, hook):
         seen.append(("double", x.clone()))
         return 2 * x
 
-    def add_in_place(x, hook):
+    def add_in_place(x, *, hook):
         x += 1
 
-    def nothing_left(x, hook):
+    def nothing_left(x, *, hook):
         return torch.zeros_like(x)
 
     hooks = {"look": look, "double": double, "add": add_in_place, "zero": nothing_left}
@@ -858,6 +860,7 @@ def _():
     yield x, []
     yield x, [("hook_post", doubled), ("hook_pre", broken)]
     yield x, [("hook_nowhere", doubled)]
+    yield x, [("hook_p", doubled)]  # a part of two names
 
 
 def is_hidden(name):
@@ -988,12 +991,16 @@ def zero_head(z, hook, head):
     z[:, :, head] = 0.0
 
 
-def after_binding(fn, z, head):
+def double_head(z, hook, head):
+    return torch.cat([z[:, :, :head], 2 * z[:, :, head : head + 1], z[:, :, head + 1 :]], dim=2)
+
+
+def after_binding(fn, z, head, hook_fn=zero_head):
     """The activation after TransformerLens has called the bound hook, or what Python says against the call."""
     point = LensHookPoint()
     point.name = "blocks.1.attn.hook_z"
     try:
-        bound = fn(zero_head, head)
+        bound = fn(hook_fn, head)
         point.add_hook(bound)
         return point(z)
     except TypeError as error:
@@ -1007,6 +1014,7 @@ bind_head = exercise(ins.bind_head, use=after_binding)
 def _():
     yield noise(2, 7, 3, 5), 1
     yield noise(2, 7, 4, 5), 0
+    yield noise(2, 7, 3, 5), 1, double_head
 
 
 @bind_head.mistake("partial(hook_fn, head) fills the first place, the activation's: bind by keyword, head=head")
@@ -1099,6 +1107,10 @@ def fits_none(name):
     return False
 
 
+def of_embed(name):
+    return name in ("hook_embed", "blocks.1.hook_mlp_out")
+
+
 def in_layer_2(name):
     return name.startswith("blocks.2.") and name.endswith(("resid_pre", "hook_post"))
 
@@ -1107,6 +1119,7 @@ def in_layer_2(name):
 def _():
     yield small_gpt(4, 3), random_tokens(2, 11), is_z
     yield small_gpt(4, 3), random_tokens(5, 7), in_layer_2
+    yield small_gpt(4, 3), random_tokens(1, 6), of_embed
 
 
 @gradient_cache.refused

@@ -48,6 +48,11 @@ def metric(logits):
     return ioi.ioi_metric(logits, small_runs()[2], *small_diffs())
 
 
+def raised(logits):
+    """A metric that is not 0 on the corrupted prompts."""
+    return metric(logits) + 0.7
+
+
 @cache
 def toy_tokenizer() -> PreTrainedTokenizerFast:
     """The world's names, places and gifts are one token each; so are the words of the toy template."""
@@ -463,7 +468,7 @@ get_act_patch_resid_pre = exercise(ioi.get_act_patch_resid_pre, without=MEASURED
 @get_act_patch_resid_pre.cases
 def _():
     _, corrupted, _, clean_cache, _ = small_runs()
-    yield small_gpt(), corrupted, clean_cache, metric
+    yield small_gpt(), corrupted, clean_cache, raised
     yield small_gpt(), corrupted[:, :-1], clean_cache, metric  # nothing lines up: ValueError
 
 
@@ -675,7 +680,7 @@ get_act_patch_heads_by_pos = exercise(ioi.get_act_patch_heads_by_pos, without=ME
 @get_act_patch_heads_by_pos.cases
 def _():
     _, corrupted, _, clean_cache, _ = small_runs()
-    yield small_gpt(), corrupted, clean_cache, metric
+    yield small_gpt(), corrupted, clean_cache, raised
     yield small_gpt(), corrupted[:, 1:], clean_cache, metric  # nothing lines up: ValueError
     attn_only = small_gpt(attn_only=True)
     yield attn_only, corrupted, attn_only.run_with_cache(small_runs()[0])[1], metric

@@ -33,6 +33,7 @@ def _():
     yield z, hook_point("z", 1), (1, 3), orig_cache, new_cache
     yield z, hook_point("z", 2), (1, 3), orig_cache, new_cache
     yield z, hook_point("z", 0), (0, 4), orig_cache, new_cache
+    yield z, hook_point("z", 0), (1, 3), orig_cache, new_cache
 
 
 @patch_or_freeze_heads.refused

@@ -944,6 +944,7 @@ def _():
     yield (_texts(),)
     yield (_texts()[:3],)
     yield (_texts()[5:],)
+    yield ([d.text + "<|endoftext|>" for d in sample(6, 4, ["echo", "letter"])],)  # ending in letters of the mark
     yield [text.replace("<|endoftext|>", " END") for text in _texts()], " END"
 
 

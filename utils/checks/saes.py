@@ -1,6 +1,7 @@
 """What is asked of a learner's functions in chapter 08: of its first half, and where the second's are found."""
 
 import warnings
+from functools import cache
 
 import einops
 import torch
@@ -14,7 +15,7 @@ from transformer_lens.hook_points import HookedRootModule
 
 from utils import probes, sae_causes, saes
 from utils.checks.engine import Chapter
-from utils.checks.sae_models import lm_model, lm_sae, lm_store, lm_tokens
+from utils.checks.sae_models import lm_model, lm_sae, lm_store, lm_tokens, only_at
 
 chapter = Chapter(saes, probes, sae_causes)
 exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
@@ -144,11 +145,21 @@ def _(model, sae, tokens):
 sae_metrics = exercise(saes.sae_metrics, use=_alone)
 
 
+@cache
+def _only_at_the_beginning():
+    """Of this autoencoder one latent is active on `<|endoftext|>` alone."""
+    tokens = lm_tokens(4, 5, seed=2)
+    x = lm_model().run_with_cache(tokens)[1][lm_sae().cfg.metadata.hook_name]
+    return only_at(lm_sae(), x, torch.arange(5).expand(4, 5) == 0)
+
+
 @sae_metrics.cases
 def _():
     yield lm_model(), lm_sae(), lm_tokens(8)
     yield lm_model(), lm_sae("attn.hook_z", 0), lm_tokens(5, 6, seed=1)
+    yield lm_model(), _only_at_the_beginning(), lm_tokens(4, 5, seed=2)
     yield lm_model(), lm_sae(), lm_tokens(8)[:, 1:]  # rows without <|endoftext|>: ValueError
+    yield lm_model(), lm_sae(), torch.cat([lm_tokens(3), lm_tokens(1).roll(1, dims=1)])  # one such row
     yield lm_model(), lm_sae(layer=7), lm_tokens(8)  # the model has no such layer: ValueError
 
 
@@ -361,6 +372,7 @@ def _():
     yield _noise(3, 20), 6, 2, True
     yield _noise(5, 9, seed=1), 4, 0, False
     yield _noise(2, 7, seed=2), 5, 3, True
+    yield -(torch.arange(70.0)[None] - 20.3).abs(), 3, 5, True  # the largest stand side by side
     yield _noise(2, 6), 2, 3, True
 
 
@@ -519,6 +531,7 @@ fetch_max_activating_examples = exercise(saes.fetch_max_activating_examples, use
 def _():
     yield lm_sae(), lm_tokens(8, 12), 5, 4, 4, 1
     yield lm_sae(), lm_tokens(8, 12), 0, 4, 8, 2
+    yield lm_sae(), lm_tokens(8, 12), 5, 4, 40, 2
     yield lm_sae("attn.hook_z", 0), lm_tokens(6, 8, seed=2), 7, 3, 30, 0
     yield lm_sae(), lm_tokens(), 3, 3, 4, 1
 
@@ -859,6 +872,7 @@ def _():
     values, tokens = _rows_of_documents([(9, 12, 3), (8, 7, 9)])
     yield values, tokens, 1
     yield values, tokens, 0, 13
+    yield values, tokens.index_fill(0, torch.tensor([1]), 2), 0  # the second row begins otherwise
 
 
 def _documents(values, tokens, end, least, with_end=False):
@@ -951,6 +965,8 @@ def _():
     yield *_split_label(1), 6
     yield *_split_label(2, 90), 1
     yield torch.zeros(10, 3, dtype=torch.bool), torch.ones(10, dtype=torch.bool), 2
+    many = torch.arange(4000)
+    yield torch.stack([many < 1000, many == 1500, many >= 2000], dim=1), many < 2000, 3  # the second raises F1 a little
     yield torch.zeros(4, 3, dtype=torch.bool), torch.zeros(4, dtype=torch.bool), 2
     generator = torch.Generator().manual_seed(4)
     noisy = torch.rand(60, 9, generator=generator)
@@ -1187,6 +1203,7 @@ def _():
     yield torch.zeros(4, 12), acts
     yield acts, torch.zeros(4, 12)
     yield torch.zeros(4, 12), torch.full((4, 12), 0.5)
+    yield torch.full((5, 7), 0.1), torch.full((5, 7), 0.7)  # their means are not quite 0.1 and 0.7
 
 
 @simulation_score.mistake("that is the cosine: subtract each one's mean first, else a constant guess scores well")

@@ -62,6 +62,7 @@ def same_frequencies(got, want, *args):
 # Two rows with probabilities from 4 % to 45 %, in no order.
 PROBS = torch.tensor([[0.10, 0.04, 0.30, 0.06, 0.45, 0.05], [0.25, 0.20, 0.06, 0.14, 0.05, 0.30]])
 LOGITS = PROBS.log() + 1.5
+ONE_IMPOSSIBLE = LOGITS.masked_fill(torch.tensor([[False], [True]]), -math.inf)  # the second row
 
 
 # ---------------------------------------------------------------- trap_for_beams
@@ -294,6 +295,7 @@ def _():
 @sample_basic.refused
 def _():
     yield (torch.full((2, 3), -math.inf),)
+    yield (ONE_IMPOSSIBLE,)
 
 
 @sample_basic.mistake("you always take the most likely token: draw at random, for example with torch.multinomial")
@@ -346,6 +348,7 @@ def _():
     for k in (0, 7, 2.5):
         yield LOGITS, k
     yield torch.full((2, 6), -math.inf), 3
+    yield ONE_IMPOSSIBLE, 3
 
 
 @sample_top_k.mistake("you returned the place within the top k: look up which token stands there (gather)")
@@ -415,6 +418,7 @@ def _():
     for top_p, keep in ((0.0, 1), (1.1, 1), (0.5, 0), (0.5, 7), (0.5, 1.5)):
         yield LOGITS, top_p, keep
     yield torch.full((2, 6), -math.inf), 0.5, 1
+    yield ONE_IMPOSSIBLE, 0.5, 1
 
 
 def nucleus(logits, top_p, keep, inside=None, descending=True, lookup=True):
@@ -502,6 +506,7 @@ def _():
     for min_p in (-0.1, 1.1, math.nan):
         yield LOGITS, min_p
     yield torch.full((2, 6), -math.inf), 0.5
+    yield ONE_IMPOSSIBLE, 0.5
 
 
 def _kept(logits, kept):
@@ -589,6 +594,7 @@ def _():
     yield IDS, LOGITS, {"top_k": 0}
     yield IDS, LOGITS, {"top_p": 0.0}
     yield IDS, LOGITS, {"frequency_penalty": math.inf}
+    yield IDS, ONE_IMPOSSIBLE, {}
 
 
 def next_token(ids, logits, temperature=1.0, top_k=None, top_p=None, frequency_penalty=0.0, skip="", order="pt"):
@@ -767,6 +773,7 @@ def _():
     yield [[1, 1, 1], [1, 2, 3, 1, 2, 3]], 1
     yield [[1, 2, 3, 4], [4, 1, 2, 3]], 3
     yield [[1, 2, 3], [4]], 3
+    yield [[1, 11, 2], [11, 1, 2]], 2  # the same digits
 
 
 @distinct_n.refused
@@ -824,6 +831,7 @@ def _():
     yield [5], 3
     yield [7, 7, 7], 3
     yield [1, 2, 3, 4], 2
+    yield [1, 11, 5, 11, 1], 3  # the same digits
 
 
 @banned_tokens.refused

@@ -329,6 +329,7 @@ def _():
     yield torch.tensor([[0.5, 0.0]]), 20_000
     yield torch.tensor([[0.3], [0.2], [0.4]]), 20_000
     yield torch.tensor([[0.6]]), 10
+    yield torch.tensor([[0.2, 0.1], [0.6, 0.3]]), 10
 
 
 def _exclusive(pair_probability, batch_size, on):
@@ -408,7 +409,20 @@ def run_toy(model_class, W, b, importance, batch):
     with torch.no_grad():
         model.W.copy_(W)
         model.b_final.copy_(b)
-        return {"forward": model(batch), "calculate_loss": model.calculate_loss(batch / 3, batch)}
+    with torch.enable_grad():
+        out = model(batch)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        along = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(out)
+        gradients = [None] * len(trained)
+        if out.requires_grad:
+            gradients = torch.autograd.grad((out * along).sum(), list(trained.values()), allow_unused=True)
+    return {
+        "forward": out.detach(),
+        "calculate_loss": model.calculate_loss(batch / 3, batch).detach(),
+        "gradients of forward": {
+            n: 0 * p if g is None else g for (n, p), g in zip(trained.items(), gradients, strict=True)
+        },
+    }
 
 
 def toy_inputs(inst: int, d_hidden: int, feats: int, rows: int, seed: int = 0):
@@ -661,6 +675,7 @@ compute_dimensionality = exercise(sup.compute_dimensionality)
 @compute_dimensionality.cases
 def _():
     yield (columns(3, 5),)
+    yield (1e-5 * columns(3, 4, seed=2),)  # short features have their shares too
     yield (columns(4, 2, 3, seed=1, zero=True),)
     yield (2 * torch.eye(4),)
     yield (0.5 * polygon(5),)
@@ -774,6 +789,7 @@ top_neuron_share = exercise(sup.top_neuron_share)
 @top_neuron_share.cases
 def _():
     yield (columns(3, 5),)
+    yield (1e-5 * columns(3, 4, seed=2),)  # short features have their shares too
     yield (columns(4, 2, 3, seed=1, zero=True),)
     yield (-torch.eye(3),)
     yield (torch.zeros(2, 3),)
@@ -928,6 +944,7 @@ feature_capacity = exercise(sup.feature_capacity)
 @feature_capacity.cases
 def _():
     yield (columns(3, 5),)
+    yield (1e-5 * columns(3, 4, seed=2),)  # short features have their shares too
     yield (columns(4, 2, 3, seed=1, zero=True),)
     yield (2 * torch.eye(3),)
     yield (0.5 * polygon(5),)

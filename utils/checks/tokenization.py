@@ -25,6 +25,7 @@ TEXTS = [
     "  the cat sat\n\n on the  mat",
     "then banana, 10000 cafés 🍌🍎!",
     "bababa aaaaaaa naïve",
+    "cafe\u0301 \u212b ﬁn",
     "",
     " ",
 ]
@@ -128,7 +129,7 @@ to_symbols = exercise(tok.to_symbols, same=_exactly(tuple))
 
 @to_symbols.cases
 def _():
-    for piece in ["cat", " cat", "é", " naïve", "日本", "🍌", "\n\t", "", "\x7f\xad"]:
+    for piece in ["cat", " cat", "é", " naïve", "日本", "🍌", "\n\t", "", "\x7f\xad", "e\u0301 \u212b ﬁ"]:
         yield (piece,)
     yield (b"\xff\xfe a".decode("utf-8", "surrogateescape"),)
 
@@ -185,6 +186,7 @@ def _():
     yield ("I'll they've we're I'm he'd don't o'clock WE'RE 'tis",)
     yield ("x=1+23;  # two\n\treturn x",)
     yield ("abc123def _a_ 🍌🍌 wow!!!\r\n",)
+    yield ("cafe\u0301s \u212b ﬁn",)  # what Unicode's normal forms would change
     yield ("",)
 
 
@@ -541,6 +543,8 @@ def _():
     yield ("abcabc abc", *toy("a b", "c a", "b c", "ab c"))
     yield ("aaaaaaa", *toy("a a", "aa a", "aa aa"))
     yield ("a  b", *toy("Ġ Ġ", "Ġ b"))
+    vocab, merges = toy("b c", "a b", "c a")
+    yield ("abcabc abc", vocab, dict(reversed(merges.items())))  # ranks are numbers, whatever the order
     yield ("1000000", *toy("0 0", "00 0", "1 0", "1 00", "1 000", "000 000"))
     for text in TEXTS:
         yield (text, *trained())
@@ -700,6 +704,7 @@ def _():
     yield ("abc", toy("b c", "a b")[0])
     yield ("ababc ab", toy("a b", "Ġ a", "ab ab", "c Ġ", "b c")[0])
     yield ("xabcd", toy("b c", "bc d", "a b")[0])
+    yield ("a" * 41, toy("a a", "aa aa", "aaaa aaaa", f"{'a' * 8} {'a' * 8}", f"{'a' * 16} {'a' * 16}")[0])
     for text in TEXTS:
         yield (text, trained()[0])
 
@@ -940,6 +945,7 @@ def _():
     texts = ["the cat", f"{END}the cat{END}", "café 🍌🍎 日本", "", END]
     yield (CORPUS, 300, (END,), texts)
     yield (CORPUS, 320, (END, "<|pad|>"), [*texts, f"<|pad|> {END}"])
+    yield (["ab ab"], 300, (END, "<|pad|>"), ["ab", END])  # no pair is left to merge
 
 
 @BPETokenizer.refused
@@ -1031,7 +1037,7 @@ class _:
     @classmethod
     def train(cls, corpus, vocab_size, special_tokens=(END,)):
         vocab, merges = tok.train_bpe(corpus, vocab_size - len(special_tokens))
-        special = dict(zip(special_tokens, range(len(vocab), vocab_size), strict=True))
+        special = dict(zip(special_tokens, range(len(vocab), vocab_size), strict=False))
         return cls(vocab, merges, special)
 
     def encode(self, text, allowed_special=()):

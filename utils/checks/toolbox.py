@@ -246,6 +246,7 @@ def use_repeated(repeated, num_times):
     seen, _, _ = use_decorator(decorate)
     numbers = iter(range(100))
     seen["results of calls that differ"] = plain(decorate(lambda: next(numbers))())
+    seen["lengths of one list, to which each call adds"] = plain(decorate(lambda xs: xs.append(0) or len(xs))([]))
     return seen
 
 
@@ -372,6 +373,7 @@ def use_cached(cached_on_disk, tensor, keyword):
             ((1, (None, True)), 0.5),
         )
         seen["calls whose arguments are alike as text"] = [as_text(*args) for args in calls]
+        seen["a keyword, and a pair of the same text and number"] = [as_text(a=1), as_text(("a", 1)), as_text("a", 1)]
         keywords = []
         ordered = cached_on_disk(folder / "keywords")(lambda **kwargs: keywords.append(kwargs))
         ordered(b=1, a=2), ordered(a=2, b=1)
@@ -481,7 +483,7 @@ def _(folder):
         def __call__(self, *args, **kwargs):
             plain_or_raise(args)
             plain_or_raise(kwargs.values())
-            place = Path(folder) / self.__name__ / str([*args, *sorted(kwargs.items())]).encode().hex()
+            place = Path(folder) / self.__name__ / str((args, sorted(kwargs.items()))).encode().hex()
             if not place.is_file():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 in_memory = io.BytesIO()
@@ -563,7 +565,7 @@ def _(name, layers, fn):
 
 def use_head_class(head_class):
     Head = head_class()
-    head, numbers = Head(0, 3), ((10, 1), (2, 0), (0, 9), (0, 10))
+    head, numbers = Head(0, 3), ((10, 1), (2, 0), (0, 9), (0, 10), (1, 0), (0, 100))
     seen = {
         "equal": (head == Head(0, 3), head == Head(3, 0), Head(layer=2, head=1) == Head(2, 1)),
         "its numbers": (head.layer, head.head),
@@ -683,6 +685,7 @@ def use_dial(cls):
     before = z.clone()
     seen["turned down by a quarter"] = dial.turn_down(z, hook=hook)
     seen["z as it was"] = torch.equal(z, before)
+    seen["a new tensor at strength 0 too"] = cls(1, 2, 0.0).turn_down(z, hook=hook).data_ptr() != z.data_ptr()
     seen["factor goes with strength"] = dial.factor
     for wrong in (-0.01, 1.01, float("nan")):
         seen[f"strength = {wrong}"] = raised_by(setattr, dial, "strength", wrong)
@@ -901,6 +904,7 @@ def _():
     yield [2, 5], True
     yield [], True
     yield [1.5, 1.5, 1.5], True
+    yield [0.1, 0.1, 0.1], False  # their mean is not 0.1
     yield [4.0], False
 
 
@@ -1090,6 +1094,7 @@ def _():
     yield (OfADict({"b": 2, "a": 0, "c": 1}),)
     yield (OfADict({"b": 3, "a": 0, "c": 1}),)
     yield (OfADict({"b": 2, "a": 1}),)
+    yield (OfADict({"b": 2, "a": 0, "c": 2}),)  # 1 is missing, 2 is there twice
 
 
 def gap_or(tokenizer, tokens):

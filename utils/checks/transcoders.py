@@ -1,12 +1,15 @@
 """What is asked of a learner's functions in the first half of chapter 11, and where the second's are found."""
 
+import weakref
+from functools import cache
+
 import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookedRootModule
 
 from utils import circuits, transcoders
 from utils.checks.engine import MEASURED, Chapter
-from utils.checks.sae_models import lm_model, lm_tokens, lm_transcoder
+from utils.checks.sae_models import lm_model, lm_tokens, lm_transcoder, only_at
 from utils.saes import next_token_losses, precision_and_recall
 from utils.transcoders import places
 
@@ -148,8 +151,10 @@ def _use_hooks(fn, model, chosen, tokens):
     """The logits with the hooks in place, twice: what is kept must not be left over."""
 
     def run(model, chosen):
-        hooks = fn(model, chosen)
-        return [model.run_with_hooks(some, fwd_hooks=hooks) for some in (tokens, tokens[:2, :5])]
+        hooks, read = fn(model, chosen), []
+        see = [(places(t)[0], lambda x, hook: read.append(weakref.ref(x))) for t in chosen]
+        logits = [model.run_with_hooks(some, fwd_hooks=[*see, *hooks]) for some in (tokens, tokens[:2, :5])]
+        return {"logits": logits, "activations still kept after the runs": sum(x() is not None for x in read)}
 
     return _alone(run, model, chosen)
 
@@ -250,10 +255,19 @@ def _(model, chosen):
 transcoder_metrics = exercise(transcoders.transcoder_metrics, use=_alone, without=MEASURED)
 
 
+@cache
+def _only_at_the_beginning():
+    """Of this transcoder one latent is active on `<|endoftext|>` alone."""
+    made, tokens = lm_transcoder(1), lm_tokens(4, 5, seed=2)
+    x = lm_model().run_with_cache(tokens)[1][places(made)[0]]
+    return only_at(made, x, torch.arange(5).expand(4, 5) == 0)
+
+
 @transcoder_metrics.cases
 def _():
     yield lm_model(), lm_transcoder(1), lm_tokens(8)
     yield lm_model(), lm_transcoder(0, True), lm_tokens(5, 6, seed=1)
+    yield lm_model(), _only_at_the_beginning(), lm_tokens(4, 5, seed=2)
 
 
 @transcoder_metrics.refused

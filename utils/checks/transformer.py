@@ -107,6 +107,7 @@ Embed = exercise(tf.Embed, use=use_part)
 def _():
     yield CFG, random_ids(2, 7)
     yield CFG, torch.tensor([[16]])
+    yield CFG, torch.zeros(2, 3, dtype=torch.long)
 
 
 @Embed.mistake("you multiplied by sqrt(d_model), as the first transformer did: GPT-2 takes the vector as it is")
@@ -840,6 +841,7 @@ antisymmetric_share = exercise(
 @antisymmetric_share.cases
 def _():
     yield (numbers(6, 6),)
+    yield (1e-6 * numbers(5, 5, seed=1),)
     yield (torch.tensor([[1.0, 2.0], [2.0, 3.0]]),)
     yield (torch.tensor([[0.0, 2.0], [-2.0, 0.0]]),)
 
@@ -883,7 +885,7 @@ IDS = random_ids(2, 7)
 
 def use_fold(fold, state):
     """Load what comes out into a model: any state with the same outputs and idle LayerNorms is right."""
-    model = tf.DemoTransformer(CFG)
+    model = tf.DemoTransformer(dataclasses.replace(CFG, n_layers=len(norms_of(state)) // 2))
     folded = fold(state)
     model.load_state_dict(folded)
     idle = {name: p.clone() for name, p in model.named_parameters() if name.endswith((".w", ".b"))}
@@ -907,20 +909,24 @@ fold_layer_norm = exercise(
 @fold_layer_norm.cases
 def _():
     yield (filled(tf.DemoTransformer(CFG)).state_dict(),)
+    yield (filled(tf.DemoTransformer(dataclasses.replace(CFG, n_layers=11))).state_dict(),)
 
 
-NORMS = {
-    f"blocks.{layer}.{norm}": [(f"blocks.{layer}.{W}", f"blocks.{layer}.{b}") for W, b in maps]
-    for layer in range(2)
-    for norm, maps in {
-        "ln1": [(f"attn.W_{x}", f"attn.b_{x}") for x in "QKV"],
-        "ln2": [("mlp.W_in", "mlp.b_in")],
-    }.items()
-} | {"ln_final": [("unembed.W_U", "unembed.b_U")]}
+def norms_of(state):
+    """Each LayerNorm's name, and the weights and biases that read it."""
+    return {
+        f"blocks.{layer}.{norm}": [(f"blocks.{layer}.{W}", f"blocks.{layer}.{b}") for W, b in maps]
+        for layer in range(sum(name.endswith("W_Q") for name in state))
+        for norm, maps in {
+            "ln1": [(f"attn.W_{x}", f"attn.b_{x}") for x in "QKV"],
+            "ln2": [("mlp.W_in", "mlp.b_in")],
+        }.items()
+    } | {"ln_final": [("unembed.W_U", "unembed.b_U")]}
 
 
-def fold(state, norms=NORMS, shift=True, order="right", reset=True, copy=True, only=None, square=False):
+def fold(state, norms=None, shift=True, order="right", reset=True, copy=True, only=None, square=False):
     """Folding with a mistake put in."""
+    norms = norms or norms_of(state)
     state = {k: v.clone() for k, v in state.items()} if copy else state
     for norm, maps in norms.items():
         w, b = state[f"{norm}.w"], state[f"{norm}.b"]
@@ -954,22 +960,22 @@ def _(state):
 
 @fold_layer_norm.mistake("ln_final is missing: the unembedding reads a LayerNorm too, so fold it into W_U and b_U")
 def _(state):
-    return fold(state, {k: v for k, v in NORMS.items() if k != "ln_final"})
+    return fold(state, {k: v for k, v in norms_of(state).items() if k != "ln_final"})
 
 
 @fold_layer_norm.mistake("you reset ln_final without folding it into W_U and b_U")
 def _(state):
-    return fold(state, NORMS | {"ln_final": []})
+    return fold(state, norms_of(state) | {"ln_final": []})
 
 
 @fold_layer_norm.mistake("you folded ln1 into W_Q only: keys and values read its output too")
 def _(state):
-    return fold(state, {k: [m for m in v if m[0][-1] not in "KV"] for k, v in NORMS.items()})
+    return fold(state, {k: [m for m in v if m[0][-1] not in "KV"] for k, v in norms_of(state).items()})
 
 
 @fold_layer_norm.mistake("you folded ln1 into queries and keys only: the values read its output too")
 def _(state):
-    return fold(state, {k: [m for m in v if m[0][-1] != "V"] for k, v in NORMS.items()})
+    return fold(state, {k: [m for m in v if m[0][-1] != "V"] for k, v in norms_of(state).items()})
 
 
 @fold_layer_norm.mistake("you divided by w: LayerNorm multiplies with w, so its reader must too")
@@ -995,9 +1001,9 @@ def _(state):
 def _(state):
     new = fold(state)
     # TransformerLens also takes out the mean over d_model, which changes no output.
-    for layer in range(2):
-        W = new[f"blocks.{layer}.mlp.W_in"]
-        new[f"blocks.{layer}.mlp.W_in"] = W - W.mean(0, keepdim=True)
+    for name, W in new.items():
+        if name.endswith("mlp.W_in"):
+            new[name] = W - W.mean(0, keepdim=True)
     return new
 
 
@@ -1009,6 +1015,7 @@ similarity_by_distance = exercise(tf.similarity_by_distance)
 @similarity_by_distance.cases
 def _():
     yield (numbers(8, 5) * torch.arange(1, 9)[:, None],)
+    yield (1e-6 * numbers(6, 5, seed=1),)
     yield (torch.eye(4),)
 
 
