@@ -23,6 +23,30 @@ __all__ = ["random_comp_scores", "top_5_acc"]
 # ---------------------------------------------------------------- weights alone
 
 
+def followers_named(
+    table: Float[Tensor, "d_vocab d_vocab"],
+    tokens: Int[Tensor, "batch pos"],
+    at_least: int = 50,
+) -> float:
+    """Of the tokens that another follows `at_least` times in the texts, the share whose
+    most frequent follower has the largest entry of their row in the table.
+
+    Where several follow equally often, each of them is right. No pair reaches from one
+    text into the next.
+
+    Raises:
+        ValueError: no token is followed so often.
+    """
+    n = len(table)
+    pairs = tokens[:, :-1].flatten() * n + tokens[:, 1:].flatten()
+    counts = torch.bincount(pairs, minlength=n**2).reshape(n, n)
+    often = counts.sum(dim=1) >= at_least
+    if not often.any():
+        raise ValueError(f"no token is followed by another {at_least} times")
+    named = counts.gather(1, table.argmax(dim=1, keepdim=True)).squeeze(1)
+    return (named == counts.amax(dim=1))[often].float().mean().item()
+
+
 def full_OV_circuit(model: HookedTransformer, heads: Sequence[Head]) -> FactoredMatrix:
     """`W_E W_V W_O W_U` of some heads together, "d_vocab d_vocab", kept as two thin
     factors.

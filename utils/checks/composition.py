@@ -1,6 +1,7 @@
 """What chapter 05 asks of a learner's functions on weights, composition and paths."""
 
 import copy
+from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 
@@ -22,11 +23,121 @@ from utils.checks.models import (
     repeated,
     small_attn,
     small_gpt,
+    tokens,
     without_head,
 )
 from utils.runtime import device
 
 exercise = chapter.exercise
+
+
+# ---- followers_named ----
+
+followers_named = exercise(com.followers_named)
+
+
+def _spoken(seed: int = 0, n: int = 9, batch: int = 12, seq_len: int = 31):
+    """Texts in which each token has a favourite follower, and a table that knows two thirds of them."""
+    favourite = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(device())
+    texts = tokens(batch, seq_len, seed=seed, below=n)
+    for place in range(1, seq_len, 2):
+        texts[:, place] = favourite[texts[:, place - 1]]
+    table = noise(n, n, seed=seed)
+    table[torch.arange(n) % 3 > 0] += 9 * torch.nn.functional.one_hot(favourite, n)[torch.arange(n) % 3 > 0]
+    return table, texts
+
+
+@followers_named.cases
+def _():
+    yield *_spoken(), 20
+    yield _spoken(1, n=7, batch=60, seq_len=12)
+    table, texts = _spoken(2)
+    texts[texts == 4] = 5  # a token that never occurs
+    yield table, texts, 1
+    ends = torch.tensor([[1, 0, 2], [2, 0, 1], [1, 0, 2]], device=device())  # the rows' ends would make pairs
+    yield torch.tensor([[0.0, 0, 1], [0, 1, 0], [1, 0, 0]], device=device()), ends, 2
+    tie = torch.tensor([[0, 1, 0, 2, 0]], device=device())  # 1 and 2 follow 0 equally often
+    yield torch.tensor([[0.0, 1, 2], [1, 0, 0], [1, 0, 0]], device=device()), tie, 1
+
+
+@followers_named.refused
+def _():
+    yield *_spoken(), 1_000
+
+
+def _counted(table, texts, across=False):
+    n = len(table)
+    first, second = (texts.flatten()[:-1], texts.flatten()[1:]) if across else (texts[:, :-1], texts[:, 1:])
+    return torch.bincount((first * n + second).flatten(), minlength=n**2).view(n, n)
+
+
+def _named(table, counts, at_least, often=None, axis=1):
+    often = counts.sum(1) >= at_least if often is None else often
+    if not often.any():
+        raise ValueError("no token is followed so often")
+    best = table.argmax(axis)
+    return (counts[torch.arange(len(table)), best] == counts.amax(1))[often].float().mean().item()
+
+
+@followers_named.mistake("your pairs reach from one text into the next: pair within each text")
+def _(table, tokens, at_least=50):
+    return _named(table, _counted(table, tokens, across=True), at_least)
+
+
+@followers_named.mistake("the row is the token that comes first: you took the largest entry of a column")
+def _(table, tokens, at_least=50):
+    return _named(table, _counted(table, tokens), at_least, axis=0)
+
+
+@followers_named.mistake("you counted which token comes *before*: the pairs are exchanged")
+def _(table, tokens, at_least=50):
+    return _named(table, _counted(table, tokens).T, at_least)
+
+
+@followers_named.mistake("all tokens had a say: leave out those that are followed less than `at_least` times")
+def _(table, tokens, at_least=50):
+    counts = _counted(table, tokens)
+    return _named(table, counts, at_least, often=torch.ones_like(counts[0], dtype=torch.bool))
+
+
+@followers_named.mistake("`at_least` times is enough: you left out tokens that are followed exactly so often")
+def _(table, tokens, at_least=50):
+    return _named(table, _counted(table, tokens), at_least + 1)
+
+
+@followers_named.mistake("you weighed tokens by how often they occur: each counts once")
+def _(table, tokens, at_least=50):
+    counts = _counted(table, tokens)
+    total = counts.sum(1)
+    right = counts[torch.arange(len(table)), table.argmax(1)] == counts.amax(1)
+    often = total >= at_least
+    return ((right & often) * total).sum().item() / (often * total).sum().item()
+
+
+@followers_named.mistake("where several follow equally often, each of them is right: you took the first only")
+def _(table, tokens, at_least=50):
+    counts = _counted(table, tokens)
+    often = counts.sum(1) >= at_least
+    return (table.argmax(1) == counts.argmax(1))[often].float().mean().item()
+
+
+@followers_named.law("a table of the counts themselves must name every most frequent follower")
+def _(followers_named):
+    table, texts = _spoken(4)
+    return abs(followers_named(_counted(table, texts).float(), texts, 5) - 1) < 1e-5
+
+
+@followers_named.right
+def _(table, tokens, at_least=50):
+    after = {}
+    for text in tokens.tolist():
+        for a, b in zip(text, text[1:], strict=False):
+            after.setdefault(a, Counter())[b] += 1
+    after = {a: count for a, count in after.items() if sum(count.values()) >= at_least}
+    if not after:
+        raise ValueError(f"no token is followed by another {at_least} times")
+    best = table.argmax(1).tolist()
+    return sum(count[best[a]] == max(count.values()) for a, count in after.items()) / len(after)
 
 
 # ---- full_OV_circuit ----
