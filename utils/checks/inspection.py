@@ -222,6 +222,7 @@ def _():
     yield small_gpt(12, 2), ["pattern"], [1]
     yield small_gpt(12, 2), ["q", "resid_post"], [0, 11]
     yield small_gpt(4, 3), ["k", "pre"], [2]
+    yield small_gpt(4, 3), ["k", "pre"], []
 
 
 @keep_only.mistake("'blocks.1' is also the beginning of 'blocks.11': compare whole names")

@@ -377,6 +377,7 @@ def _():
     yield logits, right, wrong, "sum"
     yield logits, right, wrong, None
     yield logits, right, wrong, "mean", True
+    yield logits, right, wrong, "sum", True
     yield logits, right, wrong, None, True
     yield logits, right, wrong, "median"
 

@@ -145,6 +145,13 @@ def use_timed(timed):
     seen["a short call after longer ones is short"] = min(paused.seconds[2:], default=0) < 0.03
     seen["an error of the function goes on"] = raised_by(meter.scaled, 1, 0)
     seen["a call that raises is measured"] = len(type(meter).scaled.seconds)
+
+    @timed
+    def down(n):
+        return n and down(n - 1)
+
+    down(3)
+    seen["calls within a call are measured too"] = len(down.seconds)
     return seen
 
 
