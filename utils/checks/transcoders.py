@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookedRootModule
 
-from utils import circuits, transcoders
+from utils import attribution, circuits, transcoders
 from utils.checks.engine import MEASURED, Chapter
 from utils.checks.sae_models import lm_model, lm_tokens, lm_transcoder, only_at
 from utils.saes import next_token_losses, precision_and_recall
 from utils.transcoders import places
 
-chapter = Chapter(transcoders, circuits)
+chapter = Chapter(transcoders, circuits, attribution)
 exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
 
