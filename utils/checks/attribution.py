@@ -122,6 +122,10 @@ def _():
         yield seed, layer, enter
 
 
+for first, where in enumerate(("into layer 0", "into layer 1")):
+    edges_into.step(where)(lambda seed, layer, enter, first=first: layer == first)
+
+
 def _edges(run, chosen, layer, enter, act=True, by="W_dec", error=True, rest=True, embed=None, carry=True, size=False):
     """Edges one target and one source at a time."""
     rows = []

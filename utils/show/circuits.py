@@ -25,7 +25,7 @@ def plot_graph(
     """The kept nodes, layers upward and positions rightward, and the strongest edges between them.
 
     An edge is as wide as what it has to do with the answers: its share of its target's inputs, times the target's
-    influence. Blue raises, red lowers.
+    influence. Blue raises, orange lowers.
 
     Args:
         kept: nodes of the graph; its answers are shown always.
