@@ -35,7 +35,28 @@ def test_without_redis_one_line_says_so(monkeypatch):
         ndif.redis_server()
 
 
-def test_a_taken_port_is_named(monkeypatch):
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setattr(ndif, "HOME", tmp_path)
+
+
+def test_a_second_server_of_the_folder_leaves_the_first_alone(home, monkeypatch):
+    monkeypatch.setattr(ndif, "enough_memory", lambda: pytest.fail("it went on"))
+    first = subprocess.Popen(["sleep", "600"])
+    state = ndif.HOME / "processes.json"
+    try:
+        state.write_text(json.dumps([[first.pid, psutil.Process(first.pid).create_time()]]))
+        with ndif.alone(), pytest.raises(WorkbookError, match="runs or starts: use that one"), ndif.serving():
+            pass
+        assert first.poll() is None and state.exists()
+        with ndif.alone():  # free again
+            pass
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_a_taken_port_is_named(home):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(WorkbookError, match=f"Port {port} is taken .*PORT={port + 1}"):

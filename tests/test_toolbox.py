@@ -45,7 +45,7 @@ def patterns(draw):
     parts = draw(st.lists(st.lists(st.sampled_from(names), unique=True, max_size=3), min_size=1, max_size=3))
     used = sorted({name for part in parts for name in part})
     kept = draw(st.permutations(used))[: draw(st.integers(0, len(used)))]
-    tensors = [noise(*(sizes[name] for name in part), seed=i, on="cpu") for i, part in enumerate(parts)]
+    tensors = [noise(*(sizes[name] for name in part), seed=i) for i, part in enumerate(parts)]
     return f"{', '.join(map(' '.join, parts))} -> {' '.join(kept)}", tensors
 
 

@@ -54,7 +54,7 @@ class PretendTensor(torch.Tensor, metaclass=_Disguised):
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         # Torch itself would fetch the index from the other device.
-        if func is torch.Tensor.__getitem__ and not isinstance(args[0], cls):
+        if func is torch.Tensor.__getitem__ and args[0].device.type != NAME:
             raise RuntimeError(
                 "indices should be either on cpu or on the same device as the indexed "
                 "tensor (cpu)"
@@ -64,6 +64,8 @@ class PretendTensor(torch.Tensor, metaclass=_Disguised):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
+        if func._can_decompose():  # torch leaves that to us in inference mode
+            return func.decompose(*args, **kwargs)
         refuse_mixture(func, args, kwargs)
         stays, asked = True, kwargs.get("device")
         if asked is not None:
@@ -80,7 +82,11 @@ class PretendTensor(torch.Tensor, metaclass=_Disguised):
                 if found.shape != t.shape:  # an `out=` that was resized
                     torch.Tensor.data.__set__(found, cls(t))
                 return found
-            return cls(t) if stays else t
+            if not stays:
+                return t
+            # Of a tensor from outside, also inference mode makes an ordinary view.
+            with torch.inference_mode(t.is_inference()):
+                return cls(t)
 
         return tree_map(wrap, out)
 

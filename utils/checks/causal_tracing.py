@@ -180,8 +180,8 @@ def _traced(
     score=lambda logits: logits.softmax(dim=-1),
     over=lambda effects, before, clean: effects - before,
 ):
-    right = completion_ids(model.tokenizer, answers)
-    rows = torch.arange(len(right))
+    right = completion_ids(model.tokenizer, answers).cpu()
+    rows = range(len(right))
     span = ct.subject_span(model.tokenizer, prompts, subjects)
     if noise.shape != (len(prompts), span.stop - span.start, HEADS * D_HEAD):
         raise ValueError("noise of another shape")
@@ -202,7 +202,7 @@ def _traced(
     kept = []
     run(kept_from, kept)
     clean, before = run(0.0), run(1.0)
-    effects = torch.zeros(LAYERS, kept[0].shape[1])
+    effects = torch.zeros(LAYERS, kept[0].shape[1], device="cpu")  # numbers to read
     for layer in range(LAYERS):
         for place in range(effects.shape[1]):
             layers = range(first(layer), layer + 1)
@@ -261,7 +261,7 @@ def _(model, prompts, subjects, answers, noise, part="stream"):
 @causal_trace.law("the last layer's stream at the last position, put back, must bring all of the answer back")
 def _(causal_trace):
     noise = _noise(*SHORT_ONE, seed=5)
-    right, rows = completion_ids(sharp_model().tokenizer, _answers(SHORT_ONE[0])), torch.arange(4)
+    right, rows = completion_ids(sharp_model().tokenizer, _answers(SHORT_ONE[0])).cpu(), range(4)
     clean, noisy = _probs(SHORT_ONE[0]), ct.corrupt_subject(sharp_model(), *SHORT_ONE, noise)
     lost = (clean - noisy).cpu()[rows, right].mean()
     effects = causal_trace(sharp_model(), *SHORT_ONE, _answers(SHORT_ONE[0]), noise)

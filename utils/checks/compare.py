@@ -13,12 +13,15 @@ import torch
 def difference(got, want, rtol: float = 1e-3, atol: float = 1e-5) -> str | None:
     """Compare a learner's result with the expected one.
 
-    Free: dtype (but numbers are no mask), device, list or tuple, numpy array or tensor, a number or a tensor without
-    dimensions. NaN equals NaN.
+    Free: dtype (but numbers are no mask), list or tuple, numpy array or tensor, a number or a tensor without
+    dimensions. A tensor lies on the device where the expected one lies. NaN equals NaN.
 
     Returns:
         None where the two agree, else one sentence that names what is wrong: type, shape, or the first wrong value.
     """
+    if elsewhere(got, want):
+        how = ".cpu() takes it there" if want.device.type == "cpu" else "is a `device=` missing?"
+        return f"lies on {got.device.type}, expected on {want.device.type}: {how}"
     got, want = _plain(got), _plain(want)
     if isinstance(want, np.ndarray) or isinstance(got, np.ndarray):
         return _arrays(got, want, rtol, atol)
@@ -39,6 +42,13 @@ def difference(got, want, rtol: float = 1e-3, atol: float = 1e-5) -> str | None:
     if type(got) is not type(want):
         return _wrong_type(got, want)
     return None if got == want else f"got {short(got)}, expected {short(want)}"
+
+
+def elsewhere(got, want) -> bool:
+    """Whether two tensors lie on two devices, so that what goes on with one fails on the other; without dimensions
+    they go with either."""
+    both = isinstance(got, torch.Tensor) and isinstance(want, torch.Tensor)
+    return both and got.dim() > 0 and got.device.type != want.device.type
 
 
 def short(value, limit: int = 70) -> str:

@@ -59,6 +59,7 @@ from utils.checks.answers import (
     with_names,
 )
 from utils.checks.compare import difference, short
+from utils.checks.devices import drawn
 from utils.checks.guards import tensors_in
 from utils.checks.hints import read_hints, read_table, read_todo, read_why
 from utils.checks.limits import Interrupted, Printed, TookTooLong, interruptible, limited, printed
@@ -207,11 +208,13 @@ class Exercise:
             NotPrepared: that did not help.
         """
         try:
-            return list(self._cases())
+            with drawn():
+                return list(self._cases())
         except Exception:
             guards.rebuild_shared()
         try:
-            return list(self._cases())
+            with drawn():
+                return list(self._cases())
         except Exception as error:
             raise NotPrepared(describe(error)) from error
 

@@ -593,7 +593,7 @@ def _effects(
     rows = slice(None) if rows is None else rows
     with model.trace(corrupted.prompts):
         before = function(model.lm_head.output[:, -1], dim=-1)[batch, ids].mean().save()
-    effects = torch.zeros(len(layers), HEADS)
+    effects = torch.zeros(len(layers), HEADS, device="cpu")  # numbers to read
     for i, layer in enumerate(layers):
         for head in range(HEADS):
             where = slice(head * D_HEAD, (head + 1) * D_HEAD) if cut is None else cut(head)
@@ -649,9 +649,8 @@ def _(model, dataset, layers=None):
 @calculate_fn_vectors_and_intervene.right
 def _(model, dataset, layers=None, corrupted=None):
     layers = range(LAYERS) if layers is None else layers
-    return fv.causal_effects_fast.__wrapped__(model, dataset, corrupted)[
-        list(layers)
-    ]  # gradients as through the traces
+    effects = fv.causal_effects_fast.__wrapped__(model, dataset, corrupted)  # gradients as through the traces
+    return effects[list(layers)].cpu()
 
 
 # ---------------------------------------------------------------- causal_effects_one_trace
@@ -1052,7 +1051,7 @@ def _(model, word, layer, fn_vector, prompt_template="- {x} ->", n_tokens=1):
             with model.trace(ids):
                 model.transformer.h[layer].output[:, before - 1] += extra
                 best = model.lm_head.output[:, -1].argmax(dim=-1).save()
-            ids = torch.cat([ids, best[:, None].cpu()], dim=1)
+            ids = torch.cat([ids, best[:, None].to(ids.device)], dim=1)
         texts.append(model.tokenizer.decode(ids[0, before:]))
     return tuple(texts)
 
@@ -1123,5 +1122,5 @@ def _(model, prompt, layer, vector, n_tokens, strength=1.0):
         with model.trace(ids):
             model.transformer.h[layer].output[:, before - 1 :] += strength * vector
             best = model.lm_head.output[:, -1].argmax(dim=-1).save()
-        ids = torch.cat([ids, best[:, None].cpu()], dim=1)
+        ids = torch.cat([ids, best[:, None].to(ids.device)], dim=1)
     return model.tokenizer.decode(ids[0, before:])

@@ -369,7 +369,7 @@ def _(ioi_metric):
     runs = [small_gpt()(x) for x in (clean, corrupted)]
     diffs = [ioi.logits_to_ave_logit_diff(logits, answers) for logits in runs]
     got = torch.stack([ioi_metric(logits, answers, *diffs) for logits in runs])
-    return torch.allclose(got.cpu(), torch.tensor([1.0, 0.0]), atol=1e-4)
+    return torch.allclose(got.cpu(), torch.tensor([1.0, 0.0], device="cpu"), atol=1e-4)
 
 
 @ioi_metric.right

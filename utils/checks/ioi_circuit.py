@@ -278,7 +278,7 @@ def _copying(model, names, top_k, first_mlp=True, W_V=None, W_U=None, largest=Tr
     block = model.blocks[0]
     if first_mlp:
         resid = resid + block.apply_mlp(block.ln2(resid))
-    scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
+    scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, device="cpu")  # numbers to read
     for layer in range(model.cfg.n_layers):
         for head in range(model.cfg.n_heads):
             W_OV = model.W_V[layer, head] @ model.W_O[layer, head]
@@ -312,7 +312,7 @@ def _(model, name_tokens, top_k=5):
 def _(model, name_tokens, top_k=5):
     resid = model.W_E[name_tokens][:, None]
     resid = resid + model.blocks[0].apply_mlp(model.blocks[0].ln2(resid))
-    scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
+    scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, device="cpu")  # numbers to read
     for layer in range(model.cfg.n_layers):
         for head in range(model.cfg.n_heads):
             out = model.blocks[layer].ln1(resid) @ model.W_V[layer, head] @ model.W_O[layer, head]
@@ -341,7 +341,7 @@ def _(model, name_tokens, top_k=5):
         logits = model.unembed(model.ln_final(out))
         better = (logits > logits.gather(-1, name_tokens[None, :, None].expand(len(out), -1, 1))).sum(-1)
         rows.append((better < top_k).float().mean(-1))
-    return torch.stack(rows)
+    return torch.stack(rows).cpu()
 
 
 # ---------------------------------------------------------------- run_circuit

@@ -13,13 +13,14 @@ from utils import transformer as tf
 from utils.checks.compare import difference
 from utils.checks.models import CFG, filled, noise, small_demo, tokens
 from utils.checks.sampling import chapter
+from utils.runtime import device
 
 exercise = chapter.exercise
-numbers, random_ids = partial(noise, on="cpu"), partial(tokens, below=CFG.d_vocab, on="cpu")
+numbers, random_ids = noise, partial(tokens, below=CFG.d_vocab)
 
 # ---------------------------------------------------------------- KeyValueCache
 
-PADDING = torch.tensor([0, 2, 1])
+PADDING = torch.tensor([0, 2, 1], device=device())
 
 
 def use_cache(cls, n_max=None):

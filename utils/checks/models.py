@@ -25,15 +25,14 @@ from utils.transformer import Config, DemoTransformer
 # ---------------------------------------------------------------- numbers and tokens
 
 
-def noise(*shape: int, seed: int = 0, scale: float = 1.0, on: torch.device | str | None = None) -> torch.Tensor:
-    """Normal numbers, on the device that the notebooks compute on or on the one given."""
-    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(on or device())
+def noise(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    """Normal numbers, on the device that the notebooks compute on."""
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device())
 
 
-def tokens(*shape: int, seed: int = 0, below: int, on: torch.device | str | None = None) -> torch.Tensor:
-    """Token ids from 0 to `below` - 1."""
-    ids = torch.randint(0, below, shape, generator=torch.Generator().manual_seed(seed))
-    return ids.to(on or device())
+def tokens(*shape: int, seed: int = 0, below: int) -> torch.Tensor:
+    """Token ids from 0 to `below` - 1, there too."""
+    return torch.randint(0, below, shape, generator=torch.Generator().manual_seed(seed)).to(device())
 
 
 def tokenizer_of(text: str) -> PreTrainedTokenizerFast:
@@ -179,9 +178,9 @@ def filled(module: nn.Module, scale: float = 0.5) -> nn.Module:
     """The same random numbers for parameters of the same name, biases and LayerNorms too."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            values = noise(*parameter.shape, seed=zlib.crc32(name.encode()) % 10_000, scale=scale, on="cpu")
+            values = noise(*parameter.shape, seed=zlib.crc32(name.encode()) % 10_000, scale=scale)
             parameter.copy_(values + 1 if name.split(".")[-1] == "w" else values)
-    return module
+    return module.to(device())
 
 
 def small_demo(seed: int = 0) -> DemoTransformer:
@@ -206,7 +205,7 @@ def random_demo(cfg: Config = LIKE_GPT2, seed: int = 0, spread: float = 0.35) ->
             if name.endswith((".ln1.w", ".ln2.w", "ln_final.w")):
                 parameter += 1
         model.unembed.b_U.zero_()  # GPT-2 has none
-    return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False).to(device())
 
 
 def to_hf(model: DemoTransformer, eos_token_id: int | None = 0) -> GPT2LMHeadModel:

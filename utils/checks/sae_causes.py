@@ -22,6 +22,7 @@ from utils.checks.sae_models import (
     small_sae,
 )
 from utils.checks.saes import chapter
+from utils.runtime import device
 from utils.world import parse, sample
 
 exercise = chapter.exercise
@@ -527,7 +528,7 @@ def _(sae_acts, hook, latent_idx=None, seq_pos=None):
 
 # ---------------------------------------------------------------- ablation_sweep
 
-LATENTS = torch.tensor([8, 1, 3, 0, 4, 2])
+LATENTS = torch.tensor([8, 1, 3, 0, 4, 2], device=device())
 
 
 def _loop(model, sae, tokens, latents, metric, seq_pos=None, error=True, spoil=None):

@@ -30,6 +30,7 @@ from transformer_lens import HookedTransformerConfig
 
 from utils import saes
 from utils.checks.models import tokenizer_of
+from utils.runtime import device
 
 # ---------------------------------------------------------------- as pico-gpt
 
@@ -42,7 +43,7 @@ def lm_model() -> HookedSAETransformer:
     torch.manual_seed(0)
     tokenizer = tokenizer_of(" " + " ".join(LM_WORDS))
     sizes = dict(n_layers=2, d_model=12, n_heads=3, d_head=4, n_ctx=16, d_vocab=len(tokenizer))
-    cfg = HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LNPre", seed=0, device="cpu")
+    cfg = HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LNPre", seed=0, device=str(device()))
     model = HookedSAETransformer(cfg)
     model.tokenizer = tokenizer  # only its words are needed
     for name, parameter in model.named_parameters():
@@ -59,10 +60,10 @@ def lm_sae(place: str = "hook_resid_pre", layer: int = 1) -> JumpReLUSAE:
     sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=12, d_sae=20, metadata=metadata, **reshape))
     for name, scale in (("W_enc", 0.4), ("W_dec", 0.4), ("b_enc", 0.3), ("b_dec", 0.3)):
         parameter = getattr(sae, name)
-        parameter.data = torch.randn(parameter.shape, generator=generator) * scale
-    sae.threshold.data = 0.1 + 0.6 * torch.rand(20, generator=generator)
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    sae.threshold.data.copy_(0.1 + 0.6 * torch.rand(20, generator=generator))
     sae.b_enc.data[3] = -100
-    return sae.eval().requires_grad_(False)
+    return sae.eval().requires_grad_(False).to(device())
 
 
 def only_at(made, x: Tensor, here: Tensor, latent: int = 5):
@@ -120,10 +121,10 @@ def lm_transcoder(layer: int = 1, skip: bool = False, **metadata) -> JumpReLUTra
     scales = {"W_enc": 0.4, "W_dec": 0.4, "b_enc": 0.3, "b_dec": 0.3, "W_skip": 0.2}
     for name, scale in scales.items():
         if (parameter := getattr(made, name, None)) is not None:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * scale + 0.1
-    made.threshold.data = torch.rand(18 + layer, generator=generator) - 0.3
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * scale + 0.1)
+    made.threshold.data.copy_(torch.rand(18 + layer, generator=generator) - 0.3)
     made.b_enc.data[3] = -100
-    return made.eval().requires_grad_(False)
+    return made.eval().requires_grad_(False).to(device())
 
 
 # ---------------------------------------------------------------- where all sizes differ
@@ -136,8 +137,7 @@ def small_model() -> HookedSAETransformer:
     """Random weights and biases; all dimensions differ, so that a transpose shows."""
     torch.manual_seed(0)
     sizes = dict(n_layers=3, d_model=16, n_heads=3, d_head=5, n_ctx=16, d_vocab=29)
-    # On the CPU, as the tokens and autoencoders that it is given.
-    cfg = HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LN", seed=0, device="cpu")
+    cfg = HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LN", seed=0, device=str(device()))
     model = HookedSAETransformer(cfg)
     return _with_biases(model)
 
@@ -146,7 +146,9 @@ def small_model() -> HookedSAETransformer:
 def linear_model() -> HookedSAETransformer:
     """One layer of attention and no LayerNorm: after the attention, the logits are linear in everything."""
     sizes = dict(n_layers=1, d_model=16, n_heads=3, d_head=5, n_ctx=16, d_vocab=29, attn_only=True)
-    model = HookedSAETransformer(HookedTransformerConfig(**sizes, normalization_type=None, seed=1, device="cpu"))
+    model = HookedSAETransformer(
+        HookedTransformerConfig(**sizes, normalization_type=None, seed=1, device=str(device()))
+    )
     model.ln_final = torch.nn.Identity()  # transformer_lens makes none without a normalization
     return _with_biases(model)
 
@@ -155,7 +157,7 @@ def _with_biases(model: HookedSAETransformer) -> HookedSAETransformer:
     generator = torch.Generator().manual_seed(2)
     for name, parameter in model.named_parameters():
         if name.split(".")[-1].startswith("b"):
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return model.eval().requires_grad_(False)
 
 
@@ -175,11 +177,11 @@ def small_sae(hook_name: str = "blocks.1.attn.hook_z", architecture: str = "jump
     sae = cls(config(d_in=15 if z else 16, d_sae=D_SAE, apply_b_dec_to_input=jump, metadata=metadata, **options))
     for name, scale in {"W_enc": 1.0, "W_dec": 0.5, "b_enc": 0.2, "b_dec": 0.3, "threshold": 0.0}.items():
         if (parameter := getattr(sae, name, None)) is not None:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * scale
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     if jump:
         sae.threshold.data += 0.1
     sae.b_enc.data[3] = -100.0
-    return sae.eval().requires_grad_(False)
+    return sae.eval().requires_grad_(False).to(device())
 
 
 @cache

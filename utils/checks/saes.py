@@ -16,6 +16,7 @@ from transformer_lens.hook_points import HookedRootModule
 from utils import probes, sae_causes, saes
 from utils.checks.engine import Chapter
 from utils.checks.sae_models import lm_model, lm_sae, lm_store, lm_tokens, only_at
+from utils.runtime import device
 
 chapter = Chapter(saes, probes, sae_causes)
 exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
@@ -233,8 +234,9 @@ def _(model, sae, tokens):
 def _plain_sae(hook_name: str, W_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> StandardSAE:
     metadata = SAEMetadata(hook_name=hook_name)
     sae = StandardSAE(StandardSAEConfig(d_in=W_enc.shape[0], d_sae=W_enc.shape[1], metadata=metadata))
-    sae.W_enc.data, sae.W_dec.data, sae.b_dec.data = W_enc, W_dec, b_dec
-    return sae.requires_grad_(False)
+    for weights, values in ((sae.W_enc, W_enc), (sae.W_dec, W_dec), (sae.b_dec, b_dec)):
+        weights.data.copy_(values)
+    return sae.requires_grad_(False).to(device())
 
 
 @sae_metrics.law("an autoencoder that rebuilds everything must explain all variance and recover all loss")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from functools import partial
 
 import torch
 from torch import nn
@@ -14,11 +13,12 @@ from utils import transformer as tf
 from utils.checks.compare import difference
 from utils.checks.engine import Chapter
 from utils.checks.models import noise, random_demo, small_demo
+from utils.runtime import device
 
 chapter = Chapter(sp, kv, speculation)
 exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
-numbers = partial(noise, on="cpu")
+numbers = noise
 DRAWS = 10_000
 
 # ---------------------------------------------------------------- samplers are compared by their frequencies
@@ -60,7 +60,7 @@ def same_frequencies(got, want, *args):
 
 
 # Two rows with probabilities from 4 % to 45 %, in no order.
-PROBS = torch.tensor([[0.10, 0.04, 0.30, 0.06, 0.45, 0.05], [0.25, 0.20, 0.06, 0.14, 0.05, 0.30]])
+PROBS = torch.tensor([[0.10, 0.04, 0.30, 0.06, 0.45, 0.05], [0.25, 0.20, 0.06, 0.14, 0.05, 0.30]], device=device())
 LOGITS = PROBS.log() + 1.5
 ONE_IMPOSSIBLE = LOGITS.masked_fill(torch.tensor([[False], [True]]), -math.inf)  # the second row
 
@@ -571,7 +571,7 @@ def use_next(fn, ids, logits, kwargs):
 
 
 sample_next_token = exercise(sp.sample_next_token, use=use_next, same=same_frequencies)
-IDS = torch.tensor([[4, 4, 1], [0, 5, 2]])
+IDS = torch.tensor([[4, 4, 1], [0, 5, 2]], device=device())
 
 
 @sample_next_token.cases
@@ -889,8 +889,8 @@ def _(tokens, n):
 
 # ---------------------------------------------------------------- Beams
 
-BEAMS = torch.tensor([[3, 4, 3, 5], [6, 7, 8, 6], [3, 4, 9, 3]])
-SUMS = torch.tensor([-1.0, -1.5, -3.0])
+BEAMS = torch.tensor([[3, 4, 3, 5], [6, 7, 8, 6], [3, 4, 9, 3]], device=device())
+SUMS = torch.tensor([-1.0, -1.5, -3.0], device=device())
 
 
 def as_class(cls, beams):
@@ -1051,7 +1051,7 @@ def use_beam_search(fn, prompt, *args):
 
 
 beam_search = exercise(sp.beam_search, use=use_beam_search)
-PROMPT = torch.tensor([3, 4])
+PROMPT = torch.tensor([3, 4], device=device())
 
 
 @beam_search.cases

@@ -7,6 +7,7 @@ import torch
 from utils import speculation
 from utils.checks.compare import difference
 from utils.checks.sampling import chapter
+from utils.runtime import device
 from utils.sampling import PAD
 
 exercise = chapter.exercise
@@ -14,8 +15,10 @@ exercise = chapter.exercise
 # ---------------------------------------------------------------- accept_drafted
 
 ROUNDS = 4_000
-DRAFT = torch.tensor([[0.8, 0.1, 0.05, 0.05], [0.2, 0.2, 0.2, 0.4], [0.9, 0.05, 0.03, 0.02]])
-TARGET = torch.tensor([[0.2, 0.35, 0.35, 0.1], [0.4, 0.2, 0.3, 0.1], [0.45, 0.45, 0.05, 0.05], [0.05, 0.05, 0.1, 0.8]])
+DRAFT = torch.tensor([[0.8, 0.1, 0.05, 0.05], [0.2, 0.2, 0.2, 0.4], [0.9, 0.05, 0.03, 0.02]], device=device())
+TARGET = torch.tensor(
+    [[0.2, 0.35, 0.35, 0.1], [0.4, 0.2, 0.3, 0.1], [0.45, 0.45, 0.05, 0.05], [0.05, 0.05, 0.1, 0.8]], device=device()
+)
 
 
 def use_drafted(fn, target, draft, drafted):

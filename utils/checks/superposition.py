@@ -10,6 +10,7 @@ from utils import double_descent
 from utils import superposition as sup
 from utils.checks.compare import difference
 from utils.checks.engine import Chapter
+from utils.runtime import device
 
 chapter = Chapter(sup, double_descent)
 exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
@@ -48,7 +49,7 @@ def _():
 def _digits(n_items, factors, last_fastest=True, divide=True, flip=True):
     if n_items > math.prod(factors):
         raise ValueError("too many items")
-    rest, parts = torch.arange(n_items), []
+    rest, parts = torch.arange(n_items, device="cpu"), []
     for options in reversed(factors) if last_fastest else factors:
         parts.append(F.one_hot(rest % options, options))
         rest = rest // options if divide else rest
@@ -89,8 +90,8 @@ def _(factored_code):
 def _(n_items, factors):
     if n_items > math.prod(factors):
         raise ValueError("too many items")
-    index = torch.unravel_index(torch.arange(n_items), tuple(factors))
-    return torch.cat([i[:, None] == torch.arange(f) for i, f in zip(index, factors, strict=True)], dim=1)
+    index = torch.unravel_index(torch.arange(n_items, device="cpu"), tuple(factors))
+    return torch.cat([i[:, None] == torch.arange(f, device="cpu") for i, f in zip(index, factors, strict=True)], dim=1)
 
 
 # ---------------------------------------------------------------- interference
@@ -197,7 +198,7 @@ def sampled_alike(got, want, *args) -> str | None:
     return difference(got, want, rtol=0, atol=0.02)
 
 
-PROBABILITY = torch.tensor([[0.05, 0.2, 0.5], [1.0, 0.0, 0.3]])
+PROBABILITY = torch.tensor([[0.05, 0.2, 0.5], [1.0, 0.0, 0.3]], device=device())
 
 generate_uncorrelated_features = exercise(
     sup.generate_uncorrelated_features, use=sampled, same=sampled_alike, without={"gradients": "data, drawn at random"}
@@ -405,7 +406,7 @@ def _(pair_probability, batch_size):
 def run_toy(model_class, W, b, importance, batch):
     """Build the class, load weights, and return what forward and calculate_loss give."""
     inst, d_hidden, feats = W.shape
-    model = model_class(sup.ToyModelConfig(inst, feats, d_hidden), 0.3, importance)
+    model = model_class(sup.ToyModelConfig(inst, feats, d_hidden), 0.3, importance).to(device())
     with torch.no_grad():
         model.W.copy_(W)
         model.b_final.copy_(b)
@@ -835,7 +836,7 @@ def _(W):
 def run_computation(model_class, W, b, importance, batch):
     """Build the class, load weights; outputs, losses, and statistics of its own batches."""
     inst, d_hidden, feats = W.shape
-    model = model_class(sup.ToyModelConfig(inst, feats, d_hidden), 0.4, importance)
+    model = model_class(sup.ToyModelConfig(inst, feats, d_hidden), 0.4, importance).to(device())
     with torch.no_grad():
         model.W.copy_(W)
         model.W_out.copy_(W.flip(1) + 0.3)
@@ -920,7 +921,7 @@ computation.mistake(
 
 @computation.law("the sign of the target must not matter: x and -x cost the same against one output")
 def _(model_class):
-    model = model_class(sup.ToyModelConfig(2, 3, 2), 0.4, 1.0)
+    model = model_class(sup.ToyModelConfig(2, 3, 2), 0.4, 1.0).to(device())
     batch, out = torch.rand(5, 2, 3), torch.rand(5, 2, 3)
     loss = model.calculate_loss(out, batch)
     return torch.allclose(loss, model.calculate_loss(out, -batch)) and loss.shape == (2,)
@@ -1056,7 +1057,7 @@ def _(W, value, kurtosis):
 
 allocate_capacity = exercise(sup.allocate_capacity, atol=1e-3, without={"gradients": "a search, which may go in steps"})
 
-VALUES = torch.tensor([0.5, 1.2, 0.3, 1.0, 0.65, 0.8])
+VALUES = torch.tensor([0.5, 1.2, 0.3, 1.0, 0.65, 0.8], device=device())
 
 
 @allocate_capacity.cases

@@ -36,12 +36,12 @@ def mask_of(*ids, size):
 
 @best_allowed.cases
 def _():
-    yield noise(3, 7, scale=2.0, on="cpu"), mask_of(0, 2, 5, size=7)
-    yield noise(1, 5, seed=1, on="cpu") - 30, mask_of(1, 4, size=5)
-    yield noise(4, 6, seed=2, on="cpu"), mask_of(*range(6), size=6)
-    yield noise(2, 3, seed=3, on="cpu"), mask_of(2, size=3)
+    yield noise(3, 7, scale=2.0), mask_of(0, 2, 5, size=7)
+    yield noise(1, 5, seed=1) - 30, mask_of(1, 4, size=5)
+    yield noise(4, 6, seed=2), mask_of(*range(6), size=6)
+    yield noise(2, 3, seed=3), mask_of(2, size=3)
     yield torch.tensor([[300.0, 0.0, 1.0, -1.0]]), mask_of(1, 3, size=4)  # what is allowed is most unlikely
-    yield noise(2, 3, seed=3, on="cpu"), mask_of(size=3)
+    yield noise(2, 3, seed=3), mask_of(size=3)
 
 
 def allowed_of(logits, allowed, fill=-torch.inf, dim=-1, mask_probs=False, pick=None):
@@ -108,12 +108,12 @@ most_similar_earlier = exercise(ts.most_similar_earlier)
 @most_similar_earlier.cases
 def _():
     lengths = torch.tensor([1.0, 9.0, 0.3, 4.0, 1.5, 0.2, 7.0, 2.0])
-    yield (noise(8, 3, on="cpu") * lengths[:, None],)
-    yield (noise(5, 11, seed=1, on="cpu") * lengths[:5, None],)
-    yield (noise(2, 4, seed=2, on="cpu"),)
-    yield (1e-6 * noise(7, 3, seed=5, on="cpu"),)
-    yield (noise(1, 4, seed=3, on="cpu"),)
-    yield (-noise(6, 2, seed=4, on="cpu").abs() * torch.tensor([[1.0, -1]]) ** torch.arange(6)[:, None],)
+    yield (noise(8, 3) * lengths[:, None],)
+    yield (noise(5, 11, seed=1) * lengths[:5, None],)
+    yield (noise(2, 4, seed=2),)
+    yield (1e-6 * noise(7, 3, seed=5),)
+    yield (noise(1, 4, seed=3),)
+    yield (-noise(6, 2, seed=4).abs() * torch.tensor([[1.0, -1]]) ** torch.arange(6)[:, None],)
 
 
 to_length_1 = partial(normalize, dim=-1)
@@ -222,8 +222,8 @@ def _(dtype):
 
 
 def use_centring(cls):
-    mean = noise(4, on="cpu")
-    module, x = cls(mean), noise(2, 3, 4, seed=1, on="cpu")
+    mean = noise(4)
+    module, x = cls(mean), noise(2, 3, 4, seed=1)
     seen = {"at first": module(x)}
     before = mean.clone()
     mean += 5
@@ -313,7 +313,7 @@ class _(nn.Module):
 
 def use_gradient(gradient_of, x, grad):
     """The gradient of a function with a weight of its own; what is left in weight and argument."""
-    weight = nn.Parameter(noise(*x.shape, seed=5, on="cpu"))
+    weight = nn.Parameter(noise(*x.shape, seed=5))
     with torch.set_grad_enabled(grad):
         gradient = gradient_of(lambda x: (weight * x**3).sum(), x)
         still = torch.is_grad_enabled()
@@ -331,10 +331,10 @@ gradient_of = exercise(ts.gradient_of, use=use_gradient)
 
 @gradient_of.cases
 def _():
-    yield noise(4, on="cpu"), True
-    yield noise(2, 3, seed=1, on="cpu"), False
+    yield noise(4), True
+    yield noise(2, 3, seed=1), False
     yield torch.tensor(1.5), True
-    yield noise(3, seed=2, on="cpu").requires_grad_(), True
+    yield noise(3, seed=2).requires_grad_(), True
 
 
 def leaf_of(x):
@@ -521,7 +521,7 @@ def _(x, dim):
 
 # ---------------------------------------------------------------- einsum_by_loops
 
-small = partial(noise, on="cpu")
+small = noise
 einsum_by_loops = exercise(ts.einsum_by_loops)
 
 

@@ -26,6 +26,7 @@ from utils import tensors, toolbox
 from utils.checks.compare import difference
 from utils.checks.engine import Chapter
 from utils.checks.models import noise, random_tokens, small_gpt, tokenizer_of, with_biases
+from utils.runtime import device
 
 chapter = Chapter(toolbox, tensors)
 exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
@@ -340,7 +341,7 @@ def use_cached(cached_on_disk, tensor, keyword):
     def column(layer, name="W_E", scale=1.0):
         """A column."""
         computed.append((layer, name, scale))
-        return {"values": torch.arange(3.0) * layer * scale, "name": name}
+        return {"values": torch.arange(3.0, device="cpu") * layer * scale, "name": name}
 
     def other(layer):
         return layer + 0.5
@@ -1145,7 +1146,7 @@ def _(tokenizer):
 def small_gpt2():
     torch.manual_seed(0)
     sizes = dict(n_layer=3, n_head=2, n_embd=10, n_inner=28, n_positions=16, vocab_size=23)
-    return with_biases(GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.3)), 0.2)
+    return with_biases(GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.3)), 0.2).to(device())
 
 
 def use_places(gpt2_places, layer):

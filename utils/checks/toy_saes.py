@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from utils import toy_saes
 from utils.checks.compare import difference
 from utils.checks.engine import Chapter
+from utils.runtime import device
 from utils.superposition import ToyModel, ToyModelConfig
 
 chapter = Chapter(toy_saes)
@@ -317,7 +318,8 @@ WINDOW = torch.tensor(
         [[0.2, 0.4, 0.0, 0.0], [0.3, 0.1, 0.2, 0.1]],
         [[0.1, 0.0, 0.0, 0.0], [0.0, 0.2, 0.1, 0.0]],
         [[0.3, 0.0, 0.01, 0.0], [0.0, 0.4, 0.0, 0.2]],
-    ]
+    ],
+    device=device(),
 )
 # Both instances have dead latents, different ones and a different number.
 WINDOW_BOTH = torch.stack([WINDOW[:, 0], WINDOW[:, 0][:, [3, 0, 3, 2]]], dim=1)
@@ -407,7 +409,7 @@ def said_of_weights(got, want, *args) -> str | None:
     return None
 
 
-ALL_DEAD = torch.zeros(2, 1, 200)
+ALL_DEAD = torch.zeros(2, 1, 200, device=device())
 
 resample_simple = exercise(toy_saes.resample_simple, use=run_simple, same=said_of_weights, in_place=RESAMPLED)
 

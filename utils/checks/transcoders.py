@@ -10,6 +10,7 @@ from transformer_lens.hook_points import HookedRootModule
 from utils import attribution, circuits, transcoders
 from utils.checks.engine import MEASURED, Chapter
 from utils.checks.sae_models import lm_model, lm_tokens, lm_transcoder, only_at
+from utils.runtime import device
 from utils.saes import next_token_losses, precision_and_recall
 from utils.transcoders import places
 
@@ -41,7 +42,7 @@ def _read(tokens: Tensor, layer: int = 1) -> Tensor:
 def _use_transcoder(cls, weights, skip, x, acts):
     """What the three methods give with these weights."""
     W_enc, W_dec = weights["W_enc"], weights["W_dec"]
-    made = cls(W_enc.shape[0], W_dec.shape[1], W_enc.shape[1], skip)
+    made = cls(W_enc.shape[0], W_dec.shape[1], W_enc.shape[1], skip).to(device())
     with torch.no_grad():
         for name, value in weights.items():
             if getattr(made, name) is not None:

@@ -13,13 +13,13 @@ from utils import variants
 from utils.checks.compare import difference
 from utils.checks.engine import Chapter
 from utils.checks.models import CFG, filled, noise, tokens
+from utils.runtime import device
 
 chapter = Chapter(tf, variants)
 exercise, check, hint, compare = chapter.exercise, chapter.check, chapter.hint, chapter.compare
 
 LARGE_EPS = dataclasses.replace(CFG, layer_norm_eps=0.3)
-# This chapter and the next one compute on the CPU.
-numbers, random_ids = partial(noise, on="cpu"), partial(tokens, below=CFG.d_vocab, on="cpu")
+numbers, random_ids = noise, partial(tokens, below=CFG.d_vocab)
 
 
 def use_part(part, cfg, *inputs):
@@ -86,7 +86,7 @@ class _(tf.LayerNorm):
 
 @LayerNorm.law("with w = 1 and b = 0 every vector must come out with mean 0 and variance 1")
 def _(LayerNorm):
-    out = LayerNorm(CFG)(numbers(3, 4, 12) * 5 + 2)
+    out = LayerNorm(CFG).to(device())(numbers(3, 4, 12) * 5 + 2)
     return torch.allclose(out.mean(-1), torch.zeros(3, 4), atol=1e-5) and torch.allclose(
         out.var(-1, correction=0), torch.ones(3, 4), atol=1e-3
     )
@@ -885,7 +885,7 @@ IDS = random_ids(2, 7)
 
 def use_fold(fold, state):
     """Load what comes out into a model: any state with the same outputs and idle LayerNorms is right."""
-    model = tf.DemoTransformer(dataclasses.replace(CFG, n_layers=len(norms_of(state)) // 2))
+    model = tf.DemoTransformer(dataclasses.replace(CFG, n_layers=len(norms_of(state)) // 2)).to(device())
     folded = fold(state)
     model.load_state_dict(folded)
     idle = {name: p.clone() for name, p in model.named_parameters() if name.endswith((".w", ".b"))}

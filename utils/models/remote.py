@@ -92,6 +92,7 @@ def remote_options() -> dict:
             "WORKBOOK_REMOTE=1 needs NDIF's key in the environment: set NDIF_API_KEY (free at login.ndif.us), "
             "or unset WORKBOOK_REMOTE to run on this machine"
         )
+    nnsight.CONFIG.API.HOST = nnsight.CONFIG.API.HOST.rstrip("/")  # which nnsight puts paths behind
     # The source of `layer_output` and the like travels with each request.
     nnsight.register("utils")
     remote.RemoteBackend = PlainBackend  # what `remote=True` takes

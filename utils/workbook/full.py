@@ -44,6 +44,7 @@ PARTS = {
     "more cases of unit tests": [
         *PYTEST,
         "tests/test_pretend.py",
+        "tests/test_devices.py",
         "tests/test_tokenization.py",
         "tests/test_sampling.py",
         "tests/test_ioi.py",

@@ -274,7 +274,16 @@ def digest(task: Task, state: str = "accepted") -> str:
     """Of what a mutant's verdict depends on: the solution's module, its checks, the engine, and the rules."""
     checks = Path(engine.__file__).parent
     names = {f"{m.rsplit('.', 1)[1]}.py" for m in (task.target.rsplit(".", 1)[0],)}
-    shared = {"engine.py", "guards.py", "compare.py", "limits.py", "models.py", "sae_models.py", "proof.py"}
+    shared = {
+        "engine.py",
+        "guards.py",
+        "devices.py",
+        "compare.py",
+        "limits.py",
+        "models.py",
+        "sae_models.py",
+        "proof.py",
+    }
     files = [ROOT / f"{task.target.rsplit('.', 1)[0].replace('.', '/')}.py"]
     files += [checks / name for name in sorted(names | shared)]
     own = ("mutation.py", "answers.py", *(OF_SURVIVORS if state != "rejected" else ()))

@@ -217,30 +217,50 @@ def serving(dtype: str = "float32", port: int = PORT, limit: int = LIMIT, key: s
     """
     if dtype not in DTYPES:
         raise WorkbookError(f"There is no DTYPE {dtype!r} here: choose one of {', '.join(DTYPES)}.")
-    run, state = HOME / "run", HOME / "processes.json"
-    if ended := end_those_left(state):
-        print(f"Ended {ended} processes of a server that had been killed.", flush=True)
-    free_port(port)
-    enough_memory()
-    redis = redis_server()
-    environment()
-    shutil.rmtree(run, ignore_errors=True)
-    run.mkdir(parents=True)
-    keep_orphans()
-    # The paths of ray's sockets may not be long: not in the workbook's folder.
-    scratch = Path(tempfile.mkdtemp(prefix="ndif-"))
-    server = Server(port, run)
-    try:
-        for name, step in steps(server, dtype, redis, scratch, limit, key):
-            step()
-            known = [(p.pid, p.create_time()) for p in descendants() if p.is_running()]
-            write_whole(state, json.dumps(known))
-            print(f"{time.monotonic() - server.began:6.1f} s  {name}", flush=True)
-        yield server
-    finally:
-        end(descendants())
-        state.unlink(missing_ok=True)
-        shutil.rmtree(scratch, ignore_errors=True)
+    with alone():
+        run, state = HOME / "run", HOME / "processes.json"
+        if ended := end_those_left(state):
+            print(f"Ended {ended} processes of a server that had been killed.", flush=True)
+        free_port(port)
+        enough_memory()
+        redis = redis_server()
+        environment()
+        shutil.rmtree(run, ignore_errors=True)
+        run.mkdir(parents=True)
+        keep_orphans()
+        # The paths of ray's sockets may not be long: not in the workbook's folder.
+        scratch = Path(tempfile.mkdtemp(prefix="ndif-"))
+        server = Server(port, run)
+        try:
+            for name, step in steps(server, dtype, redis, scratch, limit, key):
+                step()
+                known = [(p.pid, p.create_time()) for p in descendants() if p.is_running()]
+                write_whole(state, json.dumps(known))
+                print(f"{time.monotonic() - server.began:6.1f} s  {name}", flush=True)
+            yield server
+        finally:
+            end(descendants())
+            state.unlink(missing_ok=True)
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """One server a folder: a second would take the first's processes for those of one that was killed.
+
+    Raises:
+        WorkbookError: one runs.
+    """
+    HOME.mkdir(exist_ok=True)
+    with open(HOME / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            said = (
+                "A server of this folder runs or starts: use that one, or end it first (Ctrl-C where it was started)."
+            )
+            raise WorkbookError(said) from None
+        yield
 
 
 def steps(server: Server, dtype: str, redis: str, scratch: Path, limit: int, key: str):
