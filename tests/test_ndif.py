@@ -243,6 +243,12 @@ def test_a_server_that_is_not_there_is_named(far):
         fv.accuracy(load_nnsight("lm"), fv.ICLDataset([("hot", "cold"), ("big", "small")], 1, 0))
 
 
+def test_an_address_may_end_in_a_slash(far):
+    far("http://127.0.0.1:8001/")
+    remote.remote_options()
+    assert nnsight.CONFIG.API.HOST == "http://127.0.0.1:8001"
+
+
 REFUSALS = {
     "wrong key": (403, "Invalid API key.", "does not know your key: set NDIF_API_KEY"),
     "no key": (401, "Missing or invalid API key. Please visit …", "does not know your key"),

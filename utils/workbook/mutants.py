@@ -172,8 +172,13 @@ def _same_eigenvalues(task: Task, m: Mutant) -> bool:
 
 def _own(task: Task, m: Mutant) -> bool:
     """In place on a value that is no parameter: what is given is looked at by the check."""
-    target = re.search(r" → (\w+) ([-+*/|&]|//)= ", m.change)
+    target = re.search(r" → (\w+) ([-+*/|&]|//)= | → (\w+)\.(sort|reverse)\(\) or ", m.change)
     return m.rule == "in place" and target is not None
+
+
+def _fewer_at_the_barrier(task: Task, m: Mutant) -> bool:
+    line = inspect.getsource(task.exercise.solution).splitlines()[m.line - 1]
+    return m.rule in ("sign", "dropped term") and "tracer.barrier(" in line
 
 
 def _may_change(task: Task, m: Mutant) -> bool:
@@ -258,6 +263,9 @@ EQUAL: dict[str, Callable[[Task, Mutant], bool]] = {
     "an eps that only parts 0 from 0": lambda task, m: m.change == "eps=: 1e-12 → 2e-12",
     "the keys' bias adds the same to all scores of a query": lambda task, m: (
         m.change.endswith("self.b_K") or ("self.b_K → " in m.change)
+    ),
+    "nnsight serves invokes in their order: a barrier that waits for fewer lets the same values through": (
+        _fewer_at_the_barrier
     ),
     "a progress bar": lambda task, m: m.change.startswith(("bar.", "tqdm(")),
 }
