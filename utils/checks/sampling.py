@@ -62,7 +62,7 @@ def same_frequencies(got, want, *args):
 # Two rows with probabilities from 4 % to 45 %, in no order.
 PROBS = torch.tensor([[0.10, 0.04, 0.30, 0.06, 0.45, 0.05], [0.25, 0.20, 0.06, 0.14, 0.05, 0.30]], device=device())
 LOGITS = PROBS.log() + 1.5
-ONE_IMPOSSIBLE = LOGITS.masked_fill(torch.tensor([[False], [True]]), -math.inf)  # the second row
+ONE_IMPOSSIBLE = LOGITS.masked_fill(torch.tensor([[False], [True]], device=device()), -math.inf)  # the second row
 
 
 # ---------------------------------------------------------------- trap_for_beams

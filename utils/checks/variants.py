@@ -204,7 +204,7 @@ def _(x, positions, base=10_000.0):
 
 @rotate.law("a query and a key that are moved along by the same number of places must have the same score")
 def _(rotate):
-    q, k = noise(1, 1, 1, 8, seed=4, on="cpu"), noise(1, 1, 1, 8, seed=5, on="cpu")
+    q, k = noise(1, 1, 1, 8, seed=4), noise(1, 1, 1, 8, seed=5)
 
     def score(at_q, at_k):
         return (rotate(q, torch.tensor([at_q])) * rotate(k, torch.tensor([at_k]))).sum()
