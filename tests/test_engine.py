@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
@@ -533,6 +533,46 @@ def test_a_part_of_the_gradient_is_missed(exercise):
     exercise.cases(lambda: [(torch.tensor([1.0, 2.0, 4.0]),)])
     assert exercise.verdict(square).state == "solved"
     assert "another gradient with respect to `x`" in exercise.verdict(lambda x: x * x.detach()).says
+
+
+def test_gradients_of_a_class_s_own_weights_are_compared():
+    class Scale(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0])) for _ in range(2))
+
+        def forward(self, n):
+            return n * self.a + self.b
+
+    class Cut(Scale):
+        def forward(self, n):
+            return n * self.a.detach() + self.b
+
+    exercise = engine.Exercise(Scale, use=lambda cls, n: cls()(n))
+    exercise.cases(lambda: [(2,)])
+    assert exercise.verdict(type("Scale", (Scale,), {})).state == "solved"
+    assert "no gradient reaches `self.a`" in exercise.verdict(Cut).says
+
+
+def test_an_iterable_may_be_a_generator():
+    def mean(values: Iterable[float]) -> float:
+        values = list(values)
+        return sum(values) / len(values)
+
+    exercise = engine.Exercise(mean)
+    exercise.cases(lambda: [([1.0, 2.0],)])
+    assert exercise.verdict(lambda values: mean(values)).state == "solved"
+    assert "only once" in exercise.verdict(lambda values: sum(values) / sum(1 for _ in values)).says
+
+
+def test_a_batch_of_one_is_tried():
+    def last(x: Float[Tensor, "batch pos"], scale: float = 1.0) -> Float[Tensor, " batch"]:
+        return scale * x[:, -1]
+
+    exercise = engine.Exercise(last)
+    exercise.cases(lambda: [(torch.arange(6.0).reshape(2, 3), 2.0)])
+    assert exercise.verdict(lambda x, scale=1.0: x[:, 2] * scale).state == "solved"
+    assert "a batch of one" in exercise.verdict(lambda x, scale=1.0: (scale * x[:, -1]).squeeze()).says
 
 
 def test_a_gradient_that_is_nothing_but_rounding_is_not_compared():
