@@ -3,7 +3,6 @@
 Apart from `utils.checks.models`, because sae_lens takes seconds to import and no other chapter needs it.
 """
 
-import copy
 import warnings
 from functools import cache
 
@@ -64,27 +63,6 @@ def lm_sae(place: str = "hook_resid_pre", layer: int = 1) -> JumpReLUSAE:
     sae.threshold.data.copy_(0.1 + 0.6 * torch.rand(20, generator=generator))
     sae.b_enc.data[3] = -100
     return sae.eval().requires_grad_(False).to(device())
-
-
-def only_at(made, x: Tensor, here: Tensor, latent: int = 5):
-    """A copy of an autoencoder or transcoder of which one latent is active where `here` says, and only there.
-
-    Args:
-        x: what it reads, "batch seq d"; here: "batch seq".
-    """
-    x, here, made = x.flatten(2).flatten(0, 1), here.flatten(), copy.deepcopy(made)
-    seen = torch.cat([x, torch.ones(len(x), 1)], dim=1).double()
-    weights = torch.linalg.lstsq(seen, here[:, None].double()).solution[:, 0]
-    scores = seen @ weights
-    least, most = scores[here].min(), scores[~here].max()
-    assert least > most, "no latent can tell these places"
-    scale = 10 / (least - most)
-    made.threshold.data[latent] = 5.0
-    made.W_enc.data[:, latent] = (scale * weights[:-1]).float()
-    made.b_enc.data[latent] = (scale * (weights[-1] - most)).float()
-    if getattr(made.cfg, "apply_b_dec_to_input", False):
-        made.b_enc.data[latent] += made.b_dec @ made.W_enc[:, latent]
-    return made
 
 
 def lm_tokens(rows: int = 6, seq: int = 8, seed: int = 0) -> Tensor:

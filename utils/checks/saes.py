@@ -1,7 +1,6 @@
 """What is asked of a learner's functions in chapter 08: of its first half, and where the second's are found."""
 
 import warnings
-from functools import cache
 
 import einops
 import torch
@@ -15,7 +14,7 @@ from transformer_lens.hook_points import HookedRootModule
 
 from utils import probes, sae_causes, saes
 from utils.checks.engine import Chapter
-from utils.checks.sae_models import lm_model, lm_sae, lm_store, lm_tokens, only_at
+from utils.checks.sae_models import lm_model, lm_sae, lm_store, lm_tokens
 from utils.runtime import device
 
 chapter = Chapter(saes, probes, sae_causes)
@@ -146,19 +145,10 @@ def _(model, sae, tokens):
 sae_metrics = exercise(saes.sae_metrics, use=_alone)
 
 
-@cache
-def _only_at_the_beginning():
-    """Of this autoencoder one latent is active on `<|endoftext|>` alone."""
-    tokens = lm_tokens(4, 5, seed=2)
-    x = lm_model().run_with_cache(tokens)[1][lm_sae().cfg.metadata.hook_name]
-    return only_at(lm_sae(), x, torch.arange(5).expand(4, 5) == 0)
-
-
 @sae_metrics.cases
 def _():
     yield lm_model(), lm_sae(), lm_tokens(8)
     yield lm_model(), lm_sae("attn.hook_z", 0), lm_tokens(5, 6, seed=1)
-    yield lm_model(), _only_at_the_beginning(), lm_tokens(4, 5, seed=2)
     yield lm_model(), lm_sae(), lm_tokens(8)[:, 1:]  # rows without <|endoftext|>: ValueError
     yield lm_model(), lm_sae(), torch.cat([lm_tokens(3), lm_tokens(1).roll(1, dims=1)])  # one such row
     yield lm_model(), lm_sae(layer=7), lm_tokens(8)  # the model has no such layer: ValueError

@@ -1,7 +1,6 @@
 """What is asked of a learner's functions in the first half of chapter 11, and where the second's are found."""
 
 import weakref
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from transformer_lens.hook_points import HookedRootModule
 
 from utils import attribution, circuits, transcoders
 from utils.checks.engine import MEASURED, Chapter
-from utils.checks.sae_models import lm_model, lm_tokens, lm_transcoder, only_at
+from utils.checks.sae_models import lm_model, lm_tokens, lm_transcoder
 from utils.runtime import device
 from utils.saes import next_token_losses, precision_and_recall
 from utils.transcoders import places
@@ -256,19 +255,10 @@ def _(model, chosen):
 transcoder_metrics = exercise(transcoders.transcoder_metrics, use=_alone, without=MEASURED)
 
 
-@cache
-def _only_at_the_beginning():
-    """Of this transcoder one latent is active on `<|endoftext|>` alone."""
-    made, tokens = lm_transcoder(1), lm_tokens(4, 5, seed=2)
-    x = lm_model().run_with_cache(tokens)[1][places(made)[0]]
-    return only_at(made, x, torch.arange(5).expand(4, 5) == 0)
-
-
 @transcoder_metrics.cases
 def _():
     yield lm_model(), lm_transcoder(1), lm_tokens(8)
     yield lm_model(), lm_transcoder(0, True), lm_tokens(5, 6, seed=1)
-    yield lm_model(), _only_at_the_beginning(), lm_tokens(4, 5, seed=2)
 
 
 @transcoder_metrics.refused
