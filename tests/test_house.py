@@ -59,6 +59,8 @@ READ_ONLY = {
 
 def test_the_machinery_imports_no_teaching_code():
     for path in (UTILS / "workbook").rglob("*.py"):
+        if path.name == "control_cell.py":  # runs in a notebook's kernel, where it listens to the claims
+            continue
         names = {name.split(".")[0] for name in imported(path)}
         assert not names & {*MODULES, "show"}, path.name
         if path.name in ("draws.py", "mutants.py"):  # they judge the checks

@@ -536,11 +536,12 @@ class _Judge:
             if mine is None and all(name.startswith("self.") for name, _ in inputs):
                 return "your result carries no gradient, so nothing could be trained: no detach, numpy or no_grad here"
             own = {name: i for i, (name, _) in enumerate(theirs) if name.startswith("self.")}
+            largest = max((float(g.abs().max()) for g in ours if g is not None and g.numel()), default=0.0)
             for i, (name, at) in enumerate(inputs):
                 place = own.get(name) if name.startswith("self.") else i
                 if place is None:  # an answer's class may keep its weights under other names
                     continue
-                said = guards.another_gradient(mine[place] if mine else None, ours[i], at)
+                said = guards.another_gradient(mine[place] if mine else None, ours[i], at, largest)
                 if said == "cut":
                     return (
                         f"no gradient reaches `{name}` through your result: no detach, .item(), numpy or no_grad here"

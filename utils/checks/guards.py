@@ -464,12 +464,17 @@ def gradients(result: object, inputs: list[torch.Tensor]) -> list[torch.Tensor |
         return list(torch.autograd.grad((flat * along).sum(), inputs, allow_unused=True))
 
 
-ROUNDING = 1e-5  # gradients that are 0 but for rounding, as that of a softmax's sum, stay below it
+# Gradients that are 0 but for rounding, as that of a softmax's sum, stay below it, and below this share of the largest.
+ROUNDING, OF_LARGEST = 1e-5, 1e-6
 
 
-def another_gradient(got, want, at: torch.Tensor) -> str | None:
-    """What is wrong with the gradient with respect to `at`, or None; ties, where right ones differ, count as right."""
-    if want is None or not want.isfinite().all() or not (want.abs() >= ROUNDING).any():
+def another_gradient(got, want, at: torch.Tensor, largest: float = 0.0) -> str | None:
+    """What is wrong with the gradient with respect to `at`, or None; ties, where right ones differ, count as right.
+
+    Args:
+        largest: of all numbers in the gradients of this call.
+    """
+    if want is None or not want.isfinite().all() or not (want.abs() >= max(ROUNDING, OF_LARGEST * largest)).any():
         return None
     if len(at.detach().unique()) <= at.numel() / 2:
         return None

@@ -526,7 +526,7 @@ def attribution_inputs(model, tokens):
 @logit_attribution.cases
 def _():
     yield noise(13, 10), noise(13, 3, 10, seed=1), noise(13, 3, 10, seed=2), noise(10, 19), random_tokens(1, 13)[0]
-    yield noise(9, 10), noise(9, 3, 10, seed=1), noise(9, 5, 10, seed=2), noise(10, 19), random_tokens(1, 9)[0]
+    yield noise(9, 10), noise(9, 5, 10, seed=1), noise(9, 5, 10, seed=2), noise(10, 19), random_tokens(1, 9)[0]
     yield attribution_inputs(small_attn(), repeated(1)[0])
     yield attribution_inputs(small_attn(2, 5), random_tokens(1, 11)[0])
     yield attribution_inputs(real_attn(), real_repeated(1, 10)[0])
