@@ -13,7 +13,7 @@ __all__: list[str] = []
 
 
 def accept_drafted(
-    target_probs: Float[Tensor, "batch n_draft+1 d_vocab"],
+    target_probs: Float[Tensor, "batch n_target d_vocab"],
     draft_probs: Float[Tensor, "batch n_draft d_vocab"],
     drafted: Int[Tensor, "batch n_draft"],
 ) -> Int[Tensor, "batch n_draft+1"]:
