@@ -303,7 +303,7 @@ def indirect_influence(
     size = edges.abs()
     shares = size / size.sum(dim=1, keepdim=True).clamp_min(1e-10)
     flow, influence = weights @ shares, torch.zeros_like(weights)
-    while flow.sum() > 1e-7 * weights.sum():
+    while flow.any():
         influence = influence + flow
         flow = flow @ shares
     return influence

@@ -270,7 +270,7 @@ def token_to_latent_gradients(
             lambda s: tokens_to_latent_acts(s, tokens, sae, model)[places],
             chunk_size=chunk_size,
         )(scales)
-    return gradients[:, 0].T, acts
+    return gradients.squeeze(1).T, acts
 
 
 def latent_acts_to_logits(
