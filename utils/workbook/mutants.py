@@ -256,7 +256,10 @@ EQUAL: dict[str, Callable[[Task, Mutant], bool]] = {
         _dropped(m, "stable") or m.change == "stable=: True → False"
     ),
     "how many are computed at once changes the time, and no number": lambda task, m: (
-        re.search(r"\b(heads_per_pass|at_once|batch_size is always)\b", m.change) is not None
+        re.search(r"\b(heads_per_pass|at_once|(batch|chunk)_size is always)\b", m.change) is not None
+    ),
+    "a symmetric matrix has the same sums by row and by column": lambda task, m: (
+        m.rule == "axis" and m.change == "-1 → -2" and "gram.pow(2).sum(-2)" in m.source
     ),
     "what is skipped changes the time, and no number": lambda task, m: m.change in ("continue → pass", "break → pass"),
     "a blank line more in a file of numbers is read over": lambda task, m: "text.endswith(" in m.change,
