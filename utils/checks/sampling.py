@@ -1225,6 +1225,7 @@ def _():
     yield [[3, 4], [5]], 6, {"frequency_penalty": 3.0, "stop_at_eos": False}
     yield [[3, 4], [5]], 40, {"stop_at_eos": False}
     yield [[3, 4], [5]], 0, {}
+    yield [[9, 3, 4], [5, 9, 2]], 5, {}  # what ends a text may stand in a prompt: many models begin with it
 
 
 @TransformerSampler.refused

@@ -720,6 +720,8 @@ def _(train, test, d_vocab, strength=1.0):
 def use_training_step(step, rows, n_steps):
     """Train a tiny model for some steps of plain gradient descent."""
     model = filled(tf.DemoTransformer(CFG), scale=0.3)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)  # left from what was done before
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     losses = [step(model, optimizer, rows) for _ in range(n_steps)]
     return {"losses": losses, "b_U": model.unembed.b_U, "W_E": model.embed.W_E}

@@ -69,7 +69,7 @@ def run_chapter(path: Path, seed: int, trains: bool, to: Path, digest: str) -> R
     notebook, log = read_notebook(path), to.with_suffix(".log")
     notebook.cells = [c for c in notebook.cells if c.cell_type == "code" and not CHECK.match(c.source)]
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text("")
+    write_whole(log, "")
     begin = f"from utils.workbook import control_cell\ncontrol_cell.begin({str(log)!r}, {seed if trains else None})"
     notebook.cells.insert(0, new_code_cell(begin))
     result = Result(digest, cells=len(notebook.cells) - 1)
