@@ -508,7 +508,7 @@ class _Judge:
         exercise = self.exercise
         if "seed" not in guards.parameters_of(exercise.solution):
             return None
-        ours, mine = (_with_another_seed(fn, exercise.solution) for fn in (exercise.solution, self.fn))
+        ours, mine = (_rebound(fn, exercise.solution, _another_seed) for fn in (exercise.solution, self.fn))
         for args, want, before in zip(cases, wants, gots, strict=True):
             other = exercise._run(ours, args)
             if other.error is not None or want.error is not None:
@@ -581,7 +581,12 @@ class _Judge:
     def _with_other_arguments(self, change: Callable, cases, wants) -> str | None:
         """What is wrong where each argument is changed by `change(name, value, annotation)`, if the solution is right
         there too."""
-        ours, mine = (_changed(fn, self.exercise.solution, change) for fn in (self.exercise.solution, self.fn))
+
+        def edit(arguments, parameters):
+            for name, value in arguments.items():
+                arguments[name] = change(name, value, parameters[name].annotation)
+
+        ours, mine = (_rebound(fn, self.exercise.solution, edit) for fn in (self.exercise.solution, self.fn))
         for args, want in zip(cases, wants, strict=True):
             other = self.exercise._run(ours, args)
             if other.error is None and want.error is None:
@@ -604,18 +609,17 @@ def _is_iterable(annotation: object) -> bool:
     return any(typing.get_origin(a) is Iterable for a in (annotation, *typing.get_args(annotation)))
 
 
-def _changed(fn: Callable, solution: Callable, change: Callable) -> Callable:
-    """`fn`, called with other arguments."""
+def _rebound(fn: Callable, solution: Callable, edit: Callable) -> Callable:
+    """`fn`, called with what `edit(arguments, parameters)` makes, in place, of the arguments by their names."""
     signature = inspect.signature(solution)
 
     @functools.wraps(fn, updated=())
-    def changed(*args, **kwargs):
+    def rebound(*args, **kwargs):
         bound = signature.bind(*args, **kwargs)
-        for name, value in bound.arguments.items():
-            bound.arguments[name] = change(name, value, signature.parameters[name].annotation)
+        edit(bound.arguments, signature.parameters)
         return fn(*bound.args, **bound.kwargs)
 
-    return changed
+    return rebound
 
 
 def _part(outcome: Outcome, part: Callable) -> Outcome:
@@ -652,19 +656,10 @@ def _differ(a: object, b: object, **tolerance: float) -> bool:
         return True
 
 
-def _with_another_seed(fn: Callable, solution: Callable) -> Callable:
-    """`fn`, called as the solution's parameters say, but with another seed."""
-    signature = inspect.signature(solution)
-
-    @functools.wraps(fn, updated=())
-    def reseeded(*args, **kwargs):
-        bound = signature.bind(*args, **kwargs)
-        seed = bound.arguments.get("seed", signature.parameters["seed"].default)
-        if isinstance(seed, int):
-            bound.arguments["seed"] = seed + 1000
-        return fn(*bound.args, **bound.kwargs)
-
-    return reseeded
+def _another_seed(arguments: dict, parameters: Mapping) -> None:
+    seed = arguments.get("seed", parameters["seed"].default)
+    if isinstance(seed, int):
+        arguments["seed"] = seed + 1000
 
 
 WHOLE_CHAPTER = object()  # what `check` is called with where it is called with nothing
